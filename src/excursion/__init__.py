@@ -1,0 +1,1 @@
+"""Find level sets of expensive functions with few evaluations."""

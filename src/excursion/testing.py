@@ -1,0 +1,394 @@
+"""Contract suites: what every implementation of an abstraction must do. Only tests import this."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from typing import Any
+
+import pytest
+
+from .data import Outcome, Proposal
+from .errors import (
+    DuplicateCampaign,
+    InvalidOutcome,
+    StaleHistory,
+    StoreError,
+    TrialFinished,
+    UnknownCampaign,
+    UnknownTrial,
+)
+from .store import Store, this_process
+
+__all__ = ["StoreContract"]
+
+
+def _points(n: int) -> list[Proposal]:
+    return [Proposal({"m": 0.1 * i, "μ": -1.0}, basis=0) for i in range(n)]
+
+
+def _with_trials(store: Store, n: int, name: str = "a") -> None:
+    store.create(name, {})
+    store.add(name, _points(n), after=0, seeds=range(n))
+
+
+class StoreContract:
+    """What every `Store` must do. Subclass it in a test module with a fixture `store`: an empty one."""
+
+    # -- campaigns
+
+    def test_a_new_store_is_empty(self, store: Store) -> None:
+        """No names."""
+        assert store.names() == []
+
+    def test_a_specification_comes_back_as_it_was(self, store: Store) -> None:
+        """Nested JSON, any script, floats to the last bit."""
+        spec = {
+            "x": [0.1 + 0.2, 1e-308, -0.0, math.inf],
+            "ß": {"k": None, "t": True, "n": 10**20},
+            "s": "\ud83d\ude00",
+        }
+        spec["s"] = "\N{GRINNING FACE} 'quoted' \"x\"; DROP TABLE trial"
+        store.create("slepton ẽ → χ̃ 'a\"b", spec)
+        assert store.spec("slepton ẽ → χ̃ 'a\"b") == spec
+        assert math.copysign(1.0, store.spec("slepton ẽ → χ̃ 'a\"b")["x"][2]) == -1.0
+
+    def test_the_store_keeps_its_own_copy_of_the_specification(self, store: Store) -> None:
+        """Changing what was passed in, or what came back, changes nothing."""
+        spec: dict[str, Any] = {"a": [1]}
+        store.create("a", spec)
+        spec["a"].append(2)
+        store.spec("a")["a"].append(3)
+        assert store.spec("a") == {"a": [1]}
+
+    def test_names_are_sorted(self, store: Store) -> None:
+        """By code point, whatever the database's collation."""
+        for name in ["b", "é", "B", "a b", "a"]:
+            store.create(name, {})
+        assert store.names() == ["B", "a", "a b", "b", "é"]
+
+    def test_a_name_is_used_once(self, store: Store) -> None:
+        """And the first specification stays."""
+        store.create("a", {"k": 1})
+        with pytest.raises(
+            DuplicateCampaign, match=r"name can be used once, got 'a' again\. Open the campaign"
+        ):
+            store.create("a", {"k": 2})
+        assert store.spec("a") == {"k": 1}
+
+    @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\0b", "\ud800"])
+    def test_names_that_cannot_be_stored(self, store: Store, name: str) -> None:
+        """Are refused."""
+        with pytest.raises(StoreError, match="name must be 1 to 200 characters of text, got"):
+            store.create(name, {})
+        assert store.names() == []
+
+    def test_a_specification_that_is_not_json(self, store: Store) -> None:
+        """Is refused and leaves no campaign."""
+        with pytest.raises(
+            StoreError, match=r"campaign 'a': the specification must be JSON-compatible, got .*set"
+        ):
+            store.create("a", {"k": {1, 2}})
+        assert store.names() == []
+
+    def test_an_unknown_campaign_lists_the_known(self, store: Store) -> None:
+        """In every method that names one."""
+        calls: list[Any] = [
+            lambda: store.spec("b"),
+            lambda: store.trials("b"),
+            lambda: store.events("b"),
+            lambda: store.add("b", _points(1), after=0, seeds=[0]),
+            lambda: store.claim("b", "me"),
+            lambda: store.claim("b", "me", 0),
+            lambda: store.release("b", owner="me"),
+            lambda: store.release("b", number=0),
+            lambda: store.finish("b", 0, Outcome.of(1.0)),
+        ]
+        with pytest.raises(UnknownCampaign, match=r"no campaign of this name, got 'b'\. The store is empty"):
+            store.trials("b")
+        store.create("z", {})
+        store.create("a", {})
+        for call in calls:
+            with pytest.raises(UnknownCampaign, match=r"got 'b'\. Choose one of \['a', 'z'\]"):
+                call()
+
+    # -- adding
+
+    def test_added_trials_are_numbered_and_complete(self, store: Store) -> None:
+        """Every field of a proposal arrives."""
+        store.create("a", {})
+        assert store.trials("a") == []
+        first = store.add("a", _points(2), after=0, seeds=[5, 2**63 - 1])
+        proposal = Proposal({"m": 0.1 + 0.2}, basis=1, criterion="SUR", score=1 / 3, predicted={"obs": 1e-17})
+        second = store.add("a", [proposal], after=2, seeds=[7])
+        trials = store.trials("a")
+        assert trials == first + second
+        assert [t.number for t in trials] == [0, 1, 2]
+        assert [t.after for t in trials] == [0, 0, 2]
+        assert [t.seed for t in trials] == [5, 2**63 - 1, 7]
+        assert [t.state for t in trials] == ["queued"] * 3
+        last = trials[2]
+        assert (last.x, last.basis, last.criterion) == ({"m": 0.1 + 0.2}, 1, "SUR")
+        assert (last.score, last.predicted) == (1 / 3, {"obs": 1e-17})
+        assert (last.told, last.outcome, last.started, last.finished, last.owner) == (None,) * 5
+        assert last.asked is not None
+        assert last.asked > 1.7e9
+        assert list(trials[0].x) == ["m", "μ"]
+
+    def test_trials_since(self, store: Store) -> None:
+        """Only those numbered so or above."""
+        _with_trials(store, 4)
+        assert [t.number for t in store.trials("a", 2)] == [2, 3]
+        assert store.trials("a", since=9) == []
+
+    @pytest.mark.parametrize("after", [0, 2, 4, -1])
+    def test_another_history_is_stale_and_adds_nothing(self, store: Store, after: int) -> None:
+        """All or nothing."""
+        _with_trials(store, 3)
+        with pytest.raises(
+            StaleHistory, match=rf"got after={after} for 3 trials\. Read the trials and ask again"
+        ):
+            store.add("a", _points(5), after=after, seeds=range(5))
+        assert [t.number for t in store.trials("a")] == [0, 1, 2]
+        assert len(store.events("a")) == 3
+
+    def test_adding_nothing_is_allowed(self, store: Store) -> None:
+        """And does nothing."""
+        _with_trials(store, 1)
+        assert store.add("a", [], after=1, seeds=[]) == []
+        assert len(store.trials("a")) == 1
+
+    def test_one_seed_per_proposal(self, store: Store) -> None:
+        """Or nothing is added."""
+        store.create("a", {})
+        with pytest.raises(StoreError, match="one seed per proposal, got 1 seeds for 2 proposals"):
+            store.add("a", _points(2), after=0, seeds=[1])
+        for seed in (-1, 2**63):
+            with pytest.raises(StoreError, match=rf"a seed must lie in \[0, 2\^63\), got {seed}"):
+                store.add("a", _points(2), after=0, seeds=[0, seed])
+        assert store.trials("a") == []
+
+    def test_points_must_be_numbers(self, store: Store) -> None:
+        """A NaN would come back as something else from a database."""
+        store.create("a", {})
+        for bad in (Proposal({"m": math.nan}, 0), Proposal({"m": 1.0}, 0, score=math.nan)):
+            with pytest.raises(StoreError, match="point and score must not be NaN"):
+                store.add("a", [bad], after=0, seeds=[0])
+        assert store.trials("a") == []
+
+    def test_campaigns_do_not_mix(self, store: Store) -> None:
+        """Two campaigns in one store have their own numbers, places and log."""
+        _with_trials(store, 2, "a")
+        _with_trials(store, 3, "b")
+        claimed = store.claim("b", "me")
+        assert claimed is not None
+        assert store.finish("b", 0, Outcome.of(1.0)).told == 0
+        assert store.finish("a", 1, Outcome.of(2.0)).told == 0
+        store.claim("a", "me")
+        assert [t.number for t in store.release("a", owner="me")] == [0]
+        assert [t.state for t in store.trials("a")] == ["queued", "complete"]
+        assert [t.state for t in store.trials("b")] == ["complete", "queued", "queued"]
+        assert [e.kind for e in store.events("b")] == ["ask"] * 3 + ["claim", "tell"]
+
+    # -- claiming and releasing
+
+    def test_each_trial_is_claimed_once_in_order(self, store: Store) -> None:
+        """Until none is queued."""
+        _with_trials(store, 3)
+        claimed = [store.claim("a", f"w{i}") for i in range(4)]
+        assert claimed[3] is None
+        assert claimed[:3] == store.trials("a")
+        assert [(t.number, t.state, t.owner) for t in store.trials("a")] == [
+            (i, "running", f"w{i}") for i in range(3)
+        ]
+        assert all(t.started is not None and t.started >= (t.asked or 0) for t in store.trials("a"))
+
+    def test_a_trial_is_claimed_by_number(self, store: Store) -> None:
+        """None if it is not queued, an error if it does not exist."""
+        _with_trials(store, 3)
+        claimed = store.claim("a", "me", 1)
+        assert claimed is not None
+        assert (claimed.number, claimed.owner) == (1, "me")
+        assert store.claim("a", "you", 1) is None
+        assert store.trials("a")[1].owner == "me"
+        store.finish("a", 2, Outcome.of(1.0))
+        assert store.claim("a", "you", 2) is None
+        for number in (3, -1):
+            with pytest.raises(
+                UnknownTrial, match=rf"no trial of this number, got {number}\. Its trials are: 0 to 2"
+            ):
+                store.claim("a", "me", number)
+        zero = store.claim("a", "me")
+        assert zero is not None
+        assert zero.number == 0
+        assert store.claim("a", "me") is None
+
+    def test_released_trials_are_queued_again(self, store: Store) -> None:
+        """By owner or by number; what is finished, queued or somebody else's stays."""
+        _with_trials(store, 5)
+        for owner in ["dead", "alive", "dead", "dead"]:
+            store.claim("a", owner)
+        store.finish("a", 3, Outcome.of(1.0))
+        before = store.trials("a")
+        released = store.release("a", owner="dead")
+        assert [(t.number, t.state, t.owner, t.started) for t in released] == [
+            (0, "queued", None, None),
+            (2, "queued", None, None),
+        ]
+        after = store.trials("a")
+        assert [after[0], after[2]] == released
+        assert [after[i] for i in (1, 3, 4)] == [before[i] for i in (1, 3, 4)]
+        assert store.release("a", number=1, owner="dead") == []
+        assert [t.number for t in store.release("a", number=1)] == [1]
+        assert store.release("a", number=3) == []
+        assert store.release("a", number=4) == []
+        assert store.trials("a")[3].owner == "dead"
+        again = store.claim("a", "new")
+        assert again is not None
+        assert (again.number, again.seed, again.asked) == (0, before[0].seed, before[0].asked)
+
+    def test_a_release_says_what(self, store: Store) -> None:
+        """Never everything by accident."""
+        _with_trials(store, 1)
+        store.claim("a", "me")
+        with pytest.raises(StoreError, match="release needs a trial number or an owner, got neither"):
+            store.release("a")
+        with pytest.raises(UnknownTrial, match="got 1"):
+            store.release("a", number=1)
+        assert store.trials("a")[0].state == "running"
+
+    # -- finishing
+
+    def test_finished_trials_are_ordered_by_completion(self, store: Store) -> None:
+        """Whether they were claimed or not."""
+        _with_trials(store, 3)
+        store.claim("a", "me", 2)
+        assert store.finish("a", 2, Outcome.of(1.0)).told == 0
+        assert store.finish("a", 0, Outcome.failed("crashed")).told == 1
+        done = store.finish("a", 1, Outcome.of({"f": 3.0}, bounds={"f": "above"}))
+        assert done.told == 2
+        trials = store.trials("a")
+        assert trials[1] == done
+        assert [t.told for t in trials] == [1, 2, 0]
+        assert [t.state for t in trials] == ["failed", "censored", "complete"]
+        assert [t.owner for t in trials] == [None, None, "me"]
+        assert all(t.finished is not None and t.finished >= (t.asked or 0) for t in trials)
+
+    def test_an_outcome_comes_back_as_it_was(self, store: Store) -> None:
+        """Every field, floats to the last bit."""
+        outcome = Outcome(
+            values={"obs": 0.1 + 0.2, "exp μ": math.inf, "low": -math.inf, "tiny": 5e-324},
+            variances={"obs": 1e-300},
+            bounds={"obs": "below"},
+            info={"yields": [1, 2.5, None], "log": "a\nb\0c \N{SNOWMAN}", "nested": {"k": [{}]}},
+        )
+        _with_trials(store, 3)
+        assert store.finish("a", 0, outcome).outcome == outcome
+        failed = Outcome.failed("Pythia: no event passed", permanent=True, code=3)
+        assert store.finish("a", 1, failed).outcome == failed
+        trials = store.trials("a")
+        assert [t.outcome for t in trials] == [outcome, failed, None]
+        assert [t.state for t in trials] == ["censored", "invalid", "queued"]
+
+    @pytest.mark.parametrize(
+        "first", [Outcome.of(1.0), Outcome.failed("no"), Outcome.failed("no", permanent=True)]
+    )
+    def test_a_finished_trial_never_changes(self, store: Store, first: Outcome) -> None:
+        """Not by telling, claiming or releasing."""
+        _with_trials(store, 1)
+        store.claim("a", "me")
+        done = store.finish("a", 0, first)
+        with pytest.raises(
+            TrialFinished, match=rf"trial 0 of 'a': a finished trial cannot change.*{first.state}"
+        ):
+            store.finish("a", 0, Outcome.of(2.0))
+        assert store.claim("a", "me", 0) is None
+        assert store.release("a", owner="me") == []
+        assert store.trials("a") == [done]
+        assert [e.kind for e in store.events("a")] == ["ask", "claim", "tell"]
+
+    def test_an_unknown_trial_is_not_finished(self, store: Store) -> None:
+        """And the message says which there are."""
+        store.create("a", {})
+        with pytest.raises(UnknownTrial, match=r"got 0\. Its trials are: none yet"):
+            store.finish("a", 0, Outcome.of(1.0))
+        store.add("a", _points(2), after=0, seeds=range(2))
+        for number in (2, -1):
+            with pytest.raises(UnknownTrial, match=rf"got {number}\. Its trials are: 0 to 1"):
+                store.finish("a", number, Outcome.of(1.0))
+        assert all(t.pending for t in store.trials("a"))
+
+    def test_info_that_is_not_json(self, store: Store) -> None:
+        """Is refused; the trial can still be told."""
+        _with_trials(store, 1)
+        with pytest.raises(
+            InvalidOutcome, match="trial 0 of 'a': the outcome's info must be JSON-compatible"
+        ):
+            store.finish("a", 0, Outcome.of(1.0, info={"model": object()}))
+        assert store.finish("a", 0, Outcome.of(1.0)).told == 0
+
+    def test_returned_trials_are_copies(self, store: Store) -> None:
+        """Changing their dictionaries changes nothing in the store."""
+        _with_trials(store, 1)
+        store.claim("a", "me")
+        store.finish("a", 0, Outcome.of(1.0, info={"k": [1]}))
+        trial = store.trials("a")[0]
+        assert trial.outcome is not None
+        trial.x["m"] = 9.0  # type: ignore[index]
+        trial.outcome.info["k"].append(2)
+        again = store.trials("a")[0]
+        assert again.outcome is not None
+        assert again.x["m"] == 0.0
+        assert again.outcome.info == {"k": [1]}
+
+    # -- the log, threads, closing
+
+    def test_the_log_tells_who_did_what(self, store: Store) -> None:
+        """In order, with time, machine and process."""
+        _with_trials(store, 2)
+        store.claim("a", "one", 1)
+        store.release("a", owner="one")
+        store.claim("a", "two", 1)
+        store.finish("a", 1, Outcome.of(1.0))
+        events = store.events("a")
+        assert [(e.kind, e.number, e.owner) for e in events] == [
+            ("ask", 0, None),
+            ("ask", 1, None),
+            ("claim", 1, "one"),
+            ("release", 1, "one"),
+            ("claim", 1, "two"),
+            ("tell", 1, "two"),
+        ]
+        assert all(f"{e.host}:{e.pid}" == this_process() for e in events)
+        assert [e.time for e in events] == sorted(e.time for e in events)
+
+    def test_threads_share_a_store(self, store: Store) -> None:
+        """Each trial is run once; no place in the order is missing."""
+        _with_trials(store, 24)
+        ran: list[int] = []
+        trouble: list[BaseException] = []
+
+        def work(owner: str) -> None:
+            try:
+                while (trial := store.claim("a", owner)) is not None:
+                    store.finish("a", trial.number, Outcome.of(1.0))
+                    ran.append(trial.number)
+            except BaseException as error:
+                trouble.append(error)
+
+        threads = [threading.Thread(target=work, args=(f"t{i}",)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert trouble == []
+        assert sorted(ran) == list(range(24))
+        assert sorted(t.told for t in store.trials("a") if t.told is not None) == list(range(24))
+
+    def test_a_store_is_a_context_manager(self, store: Store) -> None:
+        """And may be closed twice."""
+        with store as same:
+            assert same is store
+            json.dumps(same.names())
+        store.close()

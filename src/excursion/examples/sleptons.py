@@ -1,0 +1,661 @@
+"""Which slepton masses does ATLAS-SUSY-2018-32 exclude? From two masses to 18 signal yields with pip packages alone.
+
+The search (arXiv:1908.08215, Eur. Phys. J. C 80 (2020) 123) counts events with two same-flavour leptons and missing
+transverse momentum in 139/fb, in bins of the stransverse mass mT2, with no jet (SR-SF-0J) or one (SR-SF-1J). Here
+
+    Pythia 8 (pp -> slepton antislepton + radiation) -> jets (FastJet) -> slepton -> lepton neutralino (isotropic)
+    -> detector resolution and efficiencies -> selection -> mT2 -> expected yields and their Monte Carlo errors.
+
+Selectrons and smuons, left and right, are degenerate and decay into a lepton and the lightest neutralino always.
+Generator, jets and mT2 come with ``pip install 'excursion[pythia]'``; everything between them is numpy.
+
+References:
+    ATLAS, arXiv:1908.08215: selection (section 5), counts (tables 5 and 6).
+    LHC SUSY Cross Section Working Group, slepton pairs at 13 TeV, NLO+NLL, PDF4LHC15, 2019-07-17.
+    ATLAS-CONF-2018-038: object-based significance of missing transverse momentum.
+    ATLAS, arXiv:1908.00005 (electrons), arXiv:2012.00578 (muons), arXiv:2007.02645 (jets): performance.
+    Bierlich et al., arXiv:2203.11601 (Pythia 8.3); Cacciari, Salam, Soyez, arXiv:1111.6097 (FastJet);
+    Lester, Nachman, arXiv:1411.4312 (mT2).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EvaluationError, ImpossiblePoint, InvalidPoint, MissingExtra
+
+Floats = NDArray[np.float64]
+Fidelity = Literal["parton", "hadron"]
+
+# ------------------------------------------------------------------------------------------------ published numbers
+
+#: Integrated luminosity of the search, 1/fb.
+LUMINOSITY = 139.0
+
+#: The two same-flavour signal regions: no jet, one jet.
+REGIONS = ("SR-SF-0J", "SR-SF-1J")
+
+#: Lower edges of the nine mT2 bins in GeV, and the (open) end of the last.
+MT2_EDGES = (100.0, 105.0, 110.0, 120.0, 140.0, 160.0, 180.0, 220.0, 260.0, math.inf)
+
+#: Names of the 18 bins, in the order of all 18-tuples of this module.
+BINS = tuple(f"{region}-[{low:g},{high:g})" for region in REGIONS for low, high in pairwise(MT2_EDGES))
+
+#: Observed events in the 18 bins.
+OBSERVED = (14, 15, 24, 37, 20, 12, 12, 5, 8) + (12, 13, 30, 21, 15, 11, 8, 5, 5)
+
+#: Expected background in the 18 bins.
+BACKGROUND = (15.8, 13.9, 26.9, 33.3, 17.4, 10.4, 13.4, 6.7, 6.8) + (
+    17.0,
+    13.7,
+    17.0,
+    23.3,
+    17.0,
+    9.4,
+    12.3,
+    6.5,
+    8.0,
+)
+
+#: Uncertainty of the expected background in the 18 bins.
+BACKGROUND_ERROR = (2.3, 1.9, 3.2, 3.4, 2.4, 1.2, 1.6, 1.1, 1.0) + (
+    4.0,
+    2.5,
+    4.0,
+    2.8,
+    2.3,
+    1.9,
+    1.6,
+    1.4,
+    2.7,
+)
+
+#: Cross-section of one generation (left-left plus right-right) in pb against the slepton mass in GeV.
+CROSS_SECTIONS = {
+    50.0: 5.368, 80.0: 0.8014, 100.0: 0.3657, 120.0: 0.1928, 140.0: 0.1116, 160.0: 0.06896, 180.0: 0.04485,
+    200.0: 0.03031, 220.0: 0.02115, 240.0: 0.01514, 260.0: 0.01108, 280.0: 0.008259, 300.0: 0.006254,
+    320.0: 0.004802, 340.0: 0.003732, 360.0: 0.002931, 380.0: 0.002325, 400.0: 0.001859, 440.0: 0.001216,
+    500.0: 6.736e-4, 600.0: 2.763e-4, 700.0: 1.235e-4, 800.0: 5.863e-5,
+}  # fmt: skip
+
+
+def cross_section(m_slepton: float) -> float:
+    """Cross-section of selectron and smuon pairs, linear interpolation of its logarithm in the log of the mass.
+
+    Args:
+        m_slepton: common mass of left and right selectrons and smuons in GeV, 50 to 800.
+
+    Returns:
+        Cross-section at 13 TeV in pb, twice the published one of a single generation.
+
+    Raises:
+        ImpossiblePoint: the mass lies outside the published table.
+
+    Example:
+        >>> f"{cross_section(400.0):.6f}"
+        '0.003718'
+    """
+    masses = np.array(list(CROSS_SECTIONS))
+    if not masses[0] <= m_slepton <= masses[-1]:
+        raise ImpossiblePoint(
+            f"sleptons: the cross-section is tabulated for {masses[0]:g} to {masses[-1]:g} GeV, "
+            f"got m_slepton={m_slepton!r}. Choose a mass in this range"
+        )
+    logs = np.interp(math.log(m_slepton), np.log(masses), np.log(list(CROSS_SECTIONS.values())))
+    return 2.0 * math.exp(logs)
+
+
+def background_spec() -> dict[str, tuple[Any, ...]]:
+    """What a statistical model of the search needs besides the signal, as plain Python.
+
+    Returns:
+        "bins" (names), "observed", "background" and "background_error" (uncorrelated from bin to bin), 18 each.
+    """
+    return {
+        "bins": BINS,
+        "observed": OBSERVED,
+        "background": BACKGROUND,
+        "background_error": BACKGROUND_ERROR,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class Production:
+    """Generated slepton pairs and what recoils against them, before the sleptons decay; momenta in GeV.
+
+    Attributes:
+        sleptons: (n, 2, 4), px, py, pz, E of the two sleptons.
+        jets: (n, k, 3), pT, eta, phi of anti-kt jets (R = 0.4), hardest first, zeros where there is none.
+        soft: (n, 2), px, py of everything visible within |eta| < 2.5 that is in none of the jets.
+    """
+
+    sleptons: Floats
+    jets: Floats
+    soft: Floats
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What the detector saw of n events; momenta in GeV.
+
+    Attributes:
+        leptons: (n, 2, 3), pT, eta, phi of the two opposite-sign leptons.
+        muons: (n,), whether the two leptons are muons (else electrons).
+        jets: (n, k, 3), pT, eta, phi; pT = 0 where there is none.
+        met: (n, 2), missing transverse momentum, x and y.
+    """
+
+    leptons: Floats
+    muons: NDArray[np.bool_]
+    jets: Floats
+    met: Floats
+
+
+@dataclass(frozen=True)
+class SignalYields:
+    """Expected signal events in the 18 bins of `BINS`.
+
+    Attributes:
+        nominal: expected events at signal strength 1.
+        errors: their Monte Carlo standard errors, absolute.
+        info: JSON-compatible details: cross-section in pb, total weight, generated events, seconds, settings.
+    """
+
+    nominal: tuple[float, ...]
+    errors: tuple[float, ...]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -------------------------------------------------------------------------------------------------------- detector
+
+#: Leptons: |eta| < 2.47 (electrons), 2.6 (muons), pT > 25 GeV.
+LEPTON_PT = 25.0
+ELECTRON_ETA, MUON_ETA = 2.47, 2.6
+
+#: Efficiency of reconstruction, identification (electrons tight, muons medium) and isolation against pT in GeV.
+ELECTRON_EFFICIENCY = ((25.0, 0.68), (40.0, 0.76), (60.0, 0.80), (100.0, 0.84), (200.0, 0.88), (400.0, 0.90))
+MUON_EFFICIENCY = ((25.0, 0.88), (40.0, 0.91), (60.0, 0.93), (100.0, 0.94), (400.0, 0.94))
+
+#: Efficiency of the dilepton triggers on their plateau.
+TRIGGER_EFFICIENCY = 0.95
+
+#: Jets: anti-kt radius, pT in GeV and |eta| of those that are counted; those further forward only balance ETmiss.
+JET_RADIUS = 0.4
+JET_PT, JET_ETA = 20.0, 2.4
+FORWARD_JET_PT, FORWARD_JET_ETA = 30.0, 4.5
+
+#: Generated jets are kept from half the threshold on, for the resolution lifts some of them above it.
+GENERATED_JET_PT = 10.0
+
+#: Probability that a jet of the hard scatter below 60 GeV passes the pile-up rejection.
+JET_VERTEX_EFFICIENCY, JET_VERTEX_PT = 0.92, 60.0
+
+#: Probability that a light jet is tagged as a b-jet at the 85 % working point.
+B_MISTAG = 0.03
+
+#: Resolution of the soft term per axis in GeV, and the share of its momentum that is charged, hence seen.
+SOFT_RESOLUTION = 8.9
+CHARGED_SHARE = 0.6
+
+#: Angular resolution of a jet in rad: what it adds across its own direction.
+JET_PHI_RESOLUTION = 0.05
+
+
+def lepton_efficiency(pt: Floats, muons: NDArray[np.bool_]) -> Floats:
+    """Probability that a lepton is reconstructed, identified and isolated.
+
+    Args:
+        pt: transverse momenta in GeV, any shape.
+        muons: whether it is a muon (else an electron), broadcastable to `pt`.
+
+    Returns:
+        Efficiencies in [0, 1], shape of `pt`.
+    """
+    electron = np.interp(pt, *zip(*ELECTRON_EFFICIENCY, strict=True))
+    muon = np.interp(pt, *zip(*MUON_EFFICIENCY, strict=True))
+    return np.where(muons, muon, electron)
+
+
+def lepton_resolution(pt: Floats, muons: NDArray[np.bool_]) -> Floats:
+    """Standard deviation of a lepton's reconstructed transverse momentum in GeV.
+
+    Electrons: 10 % sqrt(pT) (+) 1 % pT, from the calorimeter. Muons: 1.5 % pT (+) 10 % (pT / TeV) pT, from the curvature.
+    """
+    electron = np.hypot(0.10 * np.sqrt(pt), 0.01 * pt)
+    muon = np.hypot(0.015 * pt, 1e-4 * pt**2)
+    return np.where(muons, muon, electron)
+
+
+def jet_resolution(pt: Floats) -> Floats:
+    """Standard deviation of a jet's transverse momentum in GeV: noise and pile-up, sampling, constant term."""
+    return np.sqrt(4.0**2 + 0.6**2 * pt + (0.03 * pt) ** 2)
+
+
+def _momenta(objects: Floats) -> Floats:
+    """px, py of objects given as (..., 3) pT, eta, phi."""
+    return objects[..., :1] * np.stack([np.cos(objects[..., 2]), np.sin(objects[..., 2])], axis=-1)
+
+
+def _polar(momenta: Floats) -> Floats:
+    """pT, eta, phi of momenta given as (..., >= 3) px, py, pz."""
+    pt = np.hypot(momenta[..., 0], momenta[..., 1])
+    # Beam remnants have no transverse momentum; a floor keeps their rapidity finite (and far outside any acceptance).
+    eta = np.arcsinh(momenta[..., 2] / np.maximum(pt, 1e-9))
+    return np.stack([pt, eta, np.arctan2(momenta[..., 1], momenta[..., 0])], axis=-1)
+
+
+def decay(sleptons: Floats, m_chi: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Decay sleptons into a massless lepton and a neutralino, isotropically in their rest frames (they are scalars).
+
+    Args:
+        sleptons: (..., 4), px, py, pz, E in GeV.
+        m_chi: neutralino mass in GeV, below the slepton mass.
+        rng: source of the decay angles.
+
+    Returns:
+        The leptons as (..., 3) pT, eta, phi, and the neutralinos' (..., 2) px, py.
+    """
+    p, energy = sleptons[..., :3], sleptons[..., 3]
+    mass2 = energy**2 - np.sum(p**2, axis=-1)
+    mass = np.sqrt(mass2)
+    cos = rng.uniform(-1.0, 1.0, energy.shape)
+    phi = rng.uniform(-np.pi, np.pi, energy.shape)
+    sin = np.sqrt(1.0 - cos**2)
+    lepton_energy = (mass2 - m_chi**2) / (2.0 * mass)
+    k = lepton_energy[..., None] * np.stack([sin * np.cos(phi), sin * np.sin(phi), cos], axis=-1)
+    # Boost of (lepton_energy, k) from the rest frame of a particle (energy, p) to the laboratory.
+    along = np.sum(p * k, axis=-1) / (energy + mass)
+    lepton = k + p * ((along + lepton_energy) / mass)[..., None]
+    return _polar(lepton), (p - lepton)[..., :2]
+
+
+def detect(production: Production, m_chi: float, decays: int, rng: np.random.Generator) -> Reconstructed:
+    """Decay every pair several times and smear what the detector sees.
+
+    Half of the decays are to electrons, half to muons, whatever was generated: the two sleptons are degenerate and
+    produced alike.
+
+    Args:
+        production: n generated events.
+        m_chi: neutralino mass in GeV.
+        decays: independent decays (and detector responses) per generated event, even.
+        rng: source of all random numbers.
+
+    Returns:
+        n x decays events; those of one generated event follow each other.
+    """
+    sleptons, jets, soft = (
+        np.repeat(array, decays, axis=0) for array in (production.sleptons, production.jets, production.soft)
+    )
+    muons = np.arange(len(sleptons)) % 2 == 1
+    leptons, _ = decay(sleptons, m_chi, rng)
+    sigma = lepton_resolution(leptons[..., 0], muons[:, None])
+    leptons[..., 0] = np.maximum(leptons[..., 0] + sigma * rng.standard_normal(sigma.shape), 0.0)
+
+    true_jets = jets.copy()
+    real = jets[..., 0] > 0
+    smeared = jets[..., 0] + jet_resolution(jets[..., 0]) * rng.standard_normal(real.shape)
+    lost = (smeared < JET_VERTEX_PT) & (rng.random(real.shape) > JET_VERTEX_EFFICIENCY)
+    threshold = np.where(np.abs(jets[..., 1]) < JET_ETA, JET_PT, FORWARD_JET_PT)
+    seen = real & (smeared > threshold) & ~lost
+    jets[..., 0] = np.where(seen, smeared, 0.0)
+
+    # The tracks of a jet that is not seen as one are part of the soft term.
+    unseen = np.where((~seen & (np.abs(jets[..., 1]) < 2.5))[..., None], _momenta(true_jets), 0.0)
+    tracks = CHARGED_SHARE * (soft + unseen.sum(axis=1))
+    noise = SOFT_RESOLUTION * rng.standard_normal(soft.shape)
+    met = -(_momenta(leptons).sum(axis=1) + _momenta(jets).sum(axis=1) + tracks) + noise
+    return Reconstructed(leptons=leptons, muons=muons, jets=jets, met=met)
+
+
+# ------------------------------------------------------------------------------------------------------- selection
+
+
+def met_significance(events: Reconstructed) -> Floats:
+    """Object-based significance of the missing transverse momentum, S^2 = E^T V^-1 E.
+
+    V is the sum of the covariances of leptons, jets and soft term in the transverse plane. Along the direction of E
+    this is E^2 / (sigma_L^2 (1 - rho_LT^2)), the form in ATLAS-CONF-2018-038, eq. 16.
+
+    Args:
+        events: n reconstructed events.
+
+    Returns:
+        (n,) significances.
+    """
+    parts = np.concatenate([events.leptons, events.jets], axis=1)
+    pt, phi = parts[..., 0], parts[..., 2]
+    along2 = np.concatenate(
+        [
+            lepton_resolution(events.leptons[..., 0], events.muons[:, None]),
+            jet_resolution(events.jets[..., 0]),
+        ],
+        axis=1,
+    ) ** 2 * (pt > 0)
+    across2 = (JET_PHI_RESOLUTION * pt) ** 2
+    across2[:, :2] = 0.0
+    cos, sin = np.cos(phi), np.sin(phi)
+    xx = SOFT_RESOLUTION**2 + np.sum(along2 * cos**2 + across2 * sin**2, axis=1)
+    yy = SOFT_RESOLUTION**2 + np.sum(along2 * sin**2 + across2 * cos**2, axis=1)
+    xy = np.sum((along2 - across2) * cos * sin, axis=1)
+    x, y = events.met.T
+    return np.sqrt((yy * x**2 + xx * y**2 - 2.0 * xy * x * y) / (xx * yy - xy**2))
+
+
+def dilepton_mass(leptons: Floats) -> Floats:
+    """Invariant mass in GeV of two massless leptons given as (n, 2, 3) pT, eta, phi."""
+    (pt1, eta1, phi1), (pt2, eta2, phi2) = leptons[:, 0].T, leptons[:, 1].T
+    return np.sqrt(np.maximum(2.0 * pt1 * pt2 * (np.cosh(eta1 - eta2) - np.cos(phi1 - phi2)), 0.0))
+
+
+def stransverse_mass(leptons: Floats, met: Floats) -> Floats:
+    """mT2 in GeV of two massless leptons and massless invisible particles (arXiv:1411.4312).
+
+    Args:
+        leptons: (n, 2, 3), pT, eta, phi.
+        met: (n, 2), missing transverse momentum.
+
+    Returns:
+        (n,) values of mT2.
+
+    Raises:
+        MissingExtra: the package mt2 is not installed.
+    """
+    try:
+        from mt2 import mt2
+    except ImportError as error:
+        raise _missing("mt2") from error
+    (x1, y1), (x2, y2) = _momenta(leptons[:, 0]).T, _momenta(leptons[:, 1]).T
+    return np.asarray(mt2(0.0, x1, y1, 0.0, x2, y2, met[:, 0], met[:, 1], 0.0, 0.0))
+
+
+def select(events: Reconstructed) -> tuple[NDArray[np.int64], Floats]:
+    """Put each event in one of the 18 bins and weigh it with the probability that the detector kept it.
+
+    Args:
+        events: n reconstructed events.
+
+    Returns:
+        (n,) index into `BINS`, -1 where the event fails the selection of arXiv:1908.08215, and (n,) weights: the
+        efficiencies of leptons, trigger and b-jet veto, zero where the event fails.
+    """
+    pt, eta = events.leptons[..., 0], events.leptons[..., 1]
+    acceptance = np.where(events.muons, MUON_ETA, ELECTRON_ETA)[:, None]
+    counted = (events.jets[..., 0] > JET_PT) & (np.abs(events.jets[..., 1]) < JET_ETA)
+    n_jets = counted.sum(axis=1)
+
+    # A lepton inside a jet is taken for part of it.
+    delta_eta = events.leptons[:, :, None, 1] - events.jets[:, None, :, 1]
+    delta_phi = np.abs(events.leptons[:, :, None, 2] - events.jets[:, None, :, 2])
+    delta_phi = np.minimum(delta_phi, 2.0 * np.pi - delta_phi)
+    near = (np.hypot(delta_eta, delta_phi) < 0.4) & (events.jets[:, None, :, 0] > JET_PT)
+
+    keep = (
+        np.all((pt > LEPTON_PT) & (np.abs(eta) < acceptance), axis=1)
+        & ~near.any(axis=(1, 2))
+        & (n_jets <= 1)
+        & (dilepton_mass(events.leptons) > 121.2)
+        & (np.hypot(*events.met.T) > 110.0)
+        & (met_significance(events) > 10.0)
+    )
+    index = np.full(len(pt), -1)
+    mt2 = stransverse_mass(events.leptons[keep], events.met[keep])
+    in_region = np.searchsorted(MT2_EDGES, mt2, side="right") - 1
+    index[keep] = np.where(in_region >= 0, in_region + len(MT2_EDGES[1:]) * n_jets[keep], -1)
+
+    weights = TRIGGER_EFFICIENCY * np.prod(lepton_efficiency(pt, events.muons[:, None]), axis=1)
+    weights *= (1.0 - B_MISTAG) ** n_jets
+    return index, np.where(index >= 0, weights, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------- generator
+
+
+def _missing(package: str) -> MissingExtra:
+    return MissingExtra(
+        f"sleptons: the example needs the package {package!r}, got none installed. "
+        "Run: pip install 'excursion[pythia]'"
+    )
+
+
+_SLEPTONS = (1000011, 2000011, 1000013, 2000013)
+#: Superpartners and heavy Higgs bosons that must be in the spectrum but out of reach.
+_DECOUPLED = (
+    *(1000000 + i for i in (1, 2, 3, 4, 5, 6, 12, 14, 15, 16, 21, 23, 24, 25, 35, 37)),
+    *(2000000 + i for i in (1, 2, 3, 4, 5, 6, 15)),
+    35,
+    36,
+    37,
+)
+
+
+def slha(m_slepton: float, m_chi: float) -> str:
+    """SLHA spectrum with degenerate selectrons and smuons, a bino-like neutralino and all else at 10 TeV.
+
+    Args:
+        m_slepton: mass of left and right selectrons and smuons in GeV.
+        m_chi: mass of the lightest neutralino in GeV.
+
+    Returns:
+        The text of an SLHA file (hep-ph/0311123) without decay tables: the sleptons are decayed by `decay`.
+    """
+    masses = (
+        {25: 125.0, 1000022: m_chi} | dict.fromkeys(_DECOUPLED, 1e4) | dict.fromkeys(_SLEPTONS, m_slepton)
+    )
+    blocks = [
+        "BLOCK MODSEL",
+        " 1 1",
+        "BLOCK MASS",
+        *(f" {code} {mass:.8e}" for code, mass in sorted(masses.items())),
+    ]
+    for name, size in (("NMIX", 4), ("UMIX", 2), ("VMIX", 2), ("STOPMIX", 2), ("SBOTMIX", 2), ("STAUMIX", 2)):
+        blocks += [f"BLOCK {name}"]
+        blocks += [f" {i} {j} {float(i == j)}" for i in range(1, size + 1) for j in range(1, size + 1)]
+    return "\n".join([*blocks, "BLOCK ALPHA", " -0.1", ""])
+
+
+def _pythia(m_slepton: float, m_chi: float, fidelity: Fidelity, seed: int) -> Any:
+    """An initialised Pythia that prints nothing, or ImpossiblePoint."""
+    try:
+        import pythia8mc
+    except ImportError as error:
+        raise _missing("pythia8mc") from error
+    with tempfile.TemporaryDirectory() as folder:
+        spectrum = Path(folder, "spectrum.slha")
+        spectrum.write_text(f"<slha>\n{slha(m_slepton, m_chi)}</slha>\n")
+        settings = [
+            "Print:quiet = on",
+            "Random:setSeed = on",
+            f"Random:seed = {seed}",
+            "Beams:eCM = 13000.",
+            f"SLHA:file = {spectrum}",
+            "SLHA:verbose = 0",
+            "SUSY:qqbar2sleptonantislepton = on",
+            "SUSY:idVecA = " + ",".join(map(str, _SLEPTONS)),
+            *(f"{code}:mayDecay = off" for code in _SLEPTONS),
+        ]
+        if fidelity == "parton":
+            settings += ["PartonLevel:MPI = off", "HadronLevel:all = off"]
+        pythia = pythia8mc.Pythia("", False)
+        for setting in settings:
+            if not pythia.readString(setting):
+                raise EvaluationError(
+                    f"sleptons: Pythia must know every setting, got {setting!r} refused. "
+                    "Install the version that excursion[pythia] pins"
+                )
+        if not pythia.init():
+            raise ImpossiblePoint(
+                f"sleptons: Pythia must accept the point, got m_slepton={m_slepton!r}, m_chi={m_chi!r} refused. "
+                "Leave it out"
+            )
+    return pythia
+
+
+def _fastjet() -> ModuleType:
+    """FastJet without its banner (which asks to cite arXiv:1111.6097; this module does)."""
+    try:
+        import fastjet
+        import fastjet._swig as swig
+    except ImportError as error:
+        raise _missing("fastjet") from error
+    swig.ClusterSequence.set_fastjet_banner_stream(None)
+    return fastjet
+
+
+def generate(m_slepton: float, m_chi: float, events: int, fidelity: Fidelity, seed: int) -> Production:
+    """Generate slepton pairs in proton-proton collisions at 13 TeV with Pythia 8 and find the jets they recoil from.
+
+    Args:
+        m_slepton: slepton mass in GeV.
+        m_chi: neutralino mass in GeV; it only has to be in the spectrum.
+        events: how many to ask for; the few that Pythia gives up on are missing from the result.
+        fidelity: "parton": initial- and final-state radiation, jets of partons; "hadron": multiple interactions and
+            hadronisation too, jets of hadrons, ten times dearer.
+        seed: Pythia's own, 1 to 900000000.
+
+    Returns:
+        The generated events.
+
+    Raises:
+        ImpossiblePoint: Pythia refuses the point.
+        EvaluationError: it generated nothing.
+        MissingExtra: pythia8mc, awkward or fastjet is not installed.
+    """
+    try:
+        import awkward as ak
+    except ImportError as error:
+        raise _missing("awkward") from error
+    fastjet = _fastjet()
+    particles = _pythia(m_slepton, m_chi, fidelity, seed).nextBatch(events).prt
+    particles = particles[particles.status > 0]
+    code = np.abs(particles.id)
+    pairs = particles[(code > 1000000) & (code < 3000000)].p
+    complete = ak.num(pairs) == 2
+    if not ak.any(complete):
+        raise EvaluationError(
+            f"sleptons: Pythia must generate events, got none of {events} at m_slepton={m_slepton!r}. Try another seed"
+        )
+    particles, code, pairs = particles[complete], code[complete], pairs[complete]
+    sleptons = np.stack([ak.to_numpy(pairs[axis]) for axis in ("px", "py", "pz", "e")], axis=-1)
+
+    visible = particles[(code < 1000000) & (code != 12) & (code != 14) & (code != 16)].p
+    eta = np.arcsinh(visible.pz / np.maximum(np.hypot(visible.px, visible.py), 1e-9))
+    visible, eta = visible[np.abs(eta) < FORWARD_JET_ETA], eta[np.abs(eta) < FORWARD_JET_ETA]
+    inputs = ak.zip(
+        {"px": visible.px, "py": visible.py, "pz": visible.pz, "E": visible.e}, with_name="Momentum4D"
+    )
+    definition = fastjet.JetDefinition(fastjet.antikt_algorithm, JET_RADIUS)
+    found = fastjet.ClusterSequence(inputs, definition).inclusive_jets(min_pt=GENERATED_JET_PT)
+    # At least one (empty) column, so that shapes are the same for a run without any jet.
+    most = max(1, int(ak.max(ak.num(found), initial=0)))
+    padded = ak.fill_none(ak.pad_none(found, most), {"px": 0.0, "py": 0.0, "pz": 0.0, "E": 0.0})
+    jets = _polar(np.stack([ak.to_numpy(padded[axis]) for axis in ("px", "py", "pz")], axis=-1))
+    order = np.argsort(-jets[..., 0], axis=1, kind="stable")
+    jets = np.take_along_axis(jets, order[..., None], axis=1)
+
+    central = visible[np.abs(eta) < 2.5]
+    total = np.stack([ak.to_numpy(ak.sum(central[axis], axis=1)) for axis in ("px", "py")], axis=-1)
+    in_jets = np.where((np.abs(jets[..., 1]) < 2.5)[..., None], _momenta(jets), 0.0).sum(axis=1)
+    return Production(sleptons=sleptons.astype(np.float64), jets=jets, soft=total - in_jets)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """From slepton and neutralino mass to the expected yields of the search; a picklable recipe.
+
+    Attributes:
+        events: slepton pairs to generate.
+        fidelity: "parton" (about 2000 pairs a second) or "hadron" (about 160, with multiple interactions and
+            hadronisation).
+        decays: how often each pair is decayed and measured, even. Pythia's share (production, radiation, jets) costs
+            nearly all the time, so reusing it makes the yields more precise for nothing.
+        luminosity: integrated luminosity in 1/fb.
+
+    Raises:
+        ValueError: no events, an odd number of decays, an unknown fidelity, no luminosity.
+    """
+
+    events: int = 5000
+    fidelity: Fidelity = "parton"
+    decays: int = 10
+    luminosity: float = LUMINOSITY
+
+    def __post_init__(self) -> None:
+        if self.events < 1 or self.decays < 2 or self.decays % 2 or not self.luminosity > 0:
+            raise ValueError(
+                "Simulation: needs events >= 1, an even number of decays >= 2 and luminosity > 0, got "
+                f"events={self.events!r}, decays={self.decays!r}, luminosity={self.luminosity!r}. Change them"
+            )
+        if self.fidelity not in get_args(Fidelity):
+            raise ValueError(
+                f"Simulation: fidelity must be one of {get_args(Fidelity)}, got {self.fidelity!r}. Choose one of them"
+            )
+
+    def __call__(self, x: Mapping[str, float], seed: int) -> SignalYields:
+        """Simulate one point.
+
+        Args:
+            x: "m_slepton" and "m_chi" in GeV.
+            seed: any non-negative integer; the same seed gives the same yields.
+
+        Returns:
+            The expected yields at signal strength 1 with their Monte Carlo errors. Decays of the same pair are
+            correlated, so a bin's variance is the sum over *pairs* of their summed weight squared.
+
+        Raises:
+            InvalidPoint: a mass is missing.
+            ImpossiblePoint: the neutralino is not lighter than the slepton, a mass is negative, or no cross-section
+                is known.
+            EvaluationError: the generator produced nothing.
+            MissingExtra: the extra "pythia" is not installed.
+        """
+        if not {"m_slepton", "m_chi"} <= set(x):
+            raise InvalidPoint(f"sleptons: needs m_slepton and m_chi, got {sorted(x)}. Add the missing mass")
+        m_slepton, m_chi = float(x["m_slepton"]), float(x["m_chi"])
+        if not 0.0 <= m_chi < m_slepton:
+            raise ImpossiblePoint(
+                "sleptons: the decay needs 0 <= m_chi < m_slepton, "
+                f"got m_slepton={m_slepton!r}, m_chi={m_chi!r}. Constrain the space"
+            )
+        pairs_produced = 1000.0 * cross_section(m_slepton) * self.luminosity
+        started = time.perf_counter()
+        for_pythia, for_detector = np.random.SeedSequence(seed).spawn(2)
+        pythia_seed = 1 + int(for_pythia.generate_state(1, np.uint64)[0] % 900_000_000)
+        production = generate(m_slepton, m_chi, self.events, self.fidelity, pythia_seed)
+        generated = len(production.sleptons)
+        reconstructed = detect(production, m_chi, self.decays, np.random.default_rng(for_detector))
+        index, weights = select(reconstructed)
+
+        per_pair = np.zeros((generated, len(BINS) + 1))
+        np.add.at(per_pair, (np.arange(len(index)) // self.decays, index), weights)
+        # Failed events (-1) went to the last column.
+        per_pair = per_pair[:, :-1] * (pairs_produced / (generated * self.decays))
+        nominal = per_pair.sum(axis=0)
+        errors = np.sqrt(np.sum(per_pair**2, axis=0))
+        return SignalYields(
+            nominal=tuple(map(float, nominal)),
+            errors=tuple(map(float, errors)),
+            info={
+                "cross_section_pb": cross_section(m_slepton),
+                "produced": pairs_produced,
+                "generated": generated,
+                "decays": self.decays,
+                "fidelity": self.fidelity,
+                "acceptance": float(nominal.sum() / pairs_produced),
+                "seconds": time.perf_counter() - started,
+            },
+        )

@@ -1,29 +1,29 @@
 """Where we look: parameters, their ranges, scales and steps, the constraints between them, and the unit cube.
 
-``x`` is a point in physical units, ``u`` the same point in the unit cube. Only this module converts between them.
-Both are float64 tensors whose last axis runs over the parameters, shape (..., d).
+``x`` is a point in physical units, ``u`` the same point in the unit cube. Only this module converts between
+them. Both are float64 tensors whose last axis runs over the parameters, shape (..., d).
 
-Space-filling points are rows of a Sobol sequence with Owen-type scrambling: I. M. Sobol', USSR Comput. Math. Math.
-Phys. 7 (1967) 86; S. Joe and F. Y. Kuo, SIAM J. Sci. Comput. 30 (2008) 2635, for the direction numbers;
-J. Matousek, J. Complexity 14 (1998) 527, for the scrambling.
+Space-filling points are rows of a scrambled Sobol sequence: I. M. Sobol', USSR Comput. Math. Math. Phys. 7
+(1967) 86; S. Joe and F. Y. Kuo, SIAM J. Sci. Comput. 30 (2008) 2635, for the direction numbers; J. Matousek,
+J. Complexity 14 (1998) 527, for the scrambling.
 """
 
 from __future__ import annotations
 
-import ast
 import keyword
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .constraint import CONSTANTS, Constraint
 from .errors import InvalidPoint, InvalidSpace, ShapeError, SpaceExhausted
 
 __all__ = ["Constraint", "Parameter", "ParameterSpace"]
@@ -48,12 +48,12 @@ class Parameter:
         lower, upper: ends of the range, both included, in ``unit``.
         scale: "linear", or "log" if equal ratios matter equally; log needs ``lower > 0``.
         unit: for people, e.g. "GeV".
-        step: allowed values are multiples of it, 0, ±step, ±2 step ... inside the range; None for a continuum.
+        step: allowed values are multiples of it, 0, ±step, ±2 step ... in the range; None for a continuum.
         label: how plots call it, e.g. r"$m_{\\tilde\\ell}$"; the name if empty.
 
     Raises:
-        InvalidSpace: a name that is no identifier; an empty, inverted or infinite range; a log scale that reaches
-            zero; a step that is not positive or has no multiple in the range.
+        InvalidSpace: a name that is no identifier; an empty, inverted or infinite range; a log scale that
+            reaches zero; a step that is not positive or has no multiple in the range.
 
     Example:
         >>> Parameter("m_slepton", 100, 500, unit="GeV", step=5).name
@@ -148,266 +148,6 @@ def _simplest(value: float) -> Fraction:
     return exact
 
 
-# A truth value over points, Kleene's three-valued logic: where it surely holds, and where it surely does not.
-# Neither, where a comparison met NaN. So "not log(x) > 0" is not fulfilled by x < 0, as NaN is no permission.
-Truth = tuple[np.ndarray, np.ndarray]
-Columns = Mapping[str, np.ndarray]
-
-_CONSTANTS = {"pi": math.pi}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-    "log": np.log,
-    "log10": np.log10,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tan": np.tan,
-    "tanh": np.tanh,
-}
-_FOLDS: dict[str, Callable[..., Any]] = {"min": np.minimum, "max": np.maximum}
-_OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: np.add,
-    ast.Sub: np.subtract,
-    ast.Mult: np.multiply,
-    ast.Div: np.divide,
-    ast.Pow: np.power,
-}
-_COMPARISONS: dict[type, Callable[..., Any]] = {
-    ast.Lt: np.less,
-    ast.LtE: np.less_equal,
-    ast.Gt: np.greater,
-    ast.GtE: np.greater_equal,
-    ast.Eq: np.equal,
-    ast.NotEq: np.not_equal,
-}
-_LONGEST = 2000
-_DEEPEST = 60
-
-
-class _Refused(Exception):
-    """Why a syntax tree is no constraint."""
-
-
-def _parse(expression: str) -> tuple[ast.expr, frozenset[str]]:
-    """The checked syntax tree of an expression and the names in it; nothing is evaluated."""
-    return _parse_cached(expression)
-
-
-@lru_cache(maxsize=256)
-def _parse_cached(expression: str) -> tuple[ast.expr, frozenset[str]]:
-    where = f"constraint {expression[:200]!r}"
-    try:
-        if len(expression) > _LONGEST:
-            raise _Refused(f"it must have at most {_LONGEST} characters, got {len(expression)}")
-        tree = ast.parse(expression.strip(), mode="eval").body
-        names: set[str] = set()
-        _require_truth(tree, names, 0)
-    except _Refused as refused:
-        raise InvalidSpace(
-            f"{where}: {refused}. Use parameter names, numbers, + - * / **, comparisons, and/or/not, pi, "
-            f"{', '.join((*_FUNCTIONS, *_FOLDS))}"
-        ) from None
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise InvalidSpace(
-            f"{where}: it must be a Python expression, got {type(error).__name__}: {error}. "
-            "Write for example 'm_slepton - m_chi > 20'"
-        ) from None
-    if not names:
-        raise InvalidSpace(
-            f"{where}: it must depend on a parameter, got none. Write for example 'm_chi < 100'"
-        )
-    return tree, frozenset(names)
-
-
-def _require_truth(node: ast.expr, names: set[str], depth: int) -> None:
-    """Refuse any tree that is not a comparison, or comparisons joined by and/or/not."""
-    if depth > _DEEPEST:
-        raise _Refused(f"it must be nested at most {_DEEPEST} deep, got more")
-    if isinstance(node, ast.BoolOp):
-        for value in node.values:
-            _require_truth(value, names, depth + 1)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        _require_truth(node.operand, names, depth + 1)
-    elif isinstance(node, ast.Compare):
-        for op in node.ops:
-            if type(op) not in _COMPARISONS:
-                raise _Refused(f"numbers are compared with < <= > >= == !=, got {type(op).__name__}")
-        for value in (node.left, *node.comparators):
-            _require_number(value, names, depth + 1)
-    elif isinstance(node, ast.BinOp | ast.Constant | ast.Name | ast.Call | ast.UnaryOp):
-        _require_number(node, names, depth)
-        raise _Refused(f"it must be true or false, got the number {ast.unparse(node)!r}")
-    else:
-        raise _Refused(f"this is not allowed in a constraint, got {_excerpt(node)!r} ({type(node).__name__})")
-
-
-def _require_number(node: ast.expr, names: set[str], depth: int) -> None:
-    """Refuse any tree that is not arithmetic on numbers and names."""
-    if depth > _DEEPEST:
-        raise _Refused(f"it must be nested at most {_DEEPEST} deep, got more")
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        try:
-            finite = math.isfinite(float(node.value))
-        except OverflowError:
-            finite = False
-        if not finite:
-            raise _Refused("a number must fit into a float, got one that is too large")
-    elif isinstance(node, ast.Name):
-        if node.id.startswith("__"):
-            raise _Refused(f"a name must not start with two underscores, got {node.id!r}")
-        names.add(node.id)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        _require_number(node.operand, names, depth + 1)
-    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        _require_number(node.left, names, depth + 1)
-        _require_number(node.right, names, depth + 1)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        name, args = node.func.id, node.args
-        if name not in _FUNCTIONS and name not in _FOLDS:
-            raise _Refused(f"only known functions can be called, got {name!r}")
-        least, most = (1, 1) if name in _FUNCTIONS else (2, 100)
-        if node.keywords or not least <= len(args) <= most:
-            raise _Refused(f"{name} takes {'one number' if most == 1 else 'two or more numbers'}, got "
-                           f"{_excerpt(node)!r}")  # fmt: skip
-        for arg in args:
-            _require_number(arg, names, depth + 1)
-    else:
-        raise _Refused(f"this is not allowed in arithmetic, got {_excerpt(node)!r} ({type(node).__name__})")
-
-
-def _excerpt(node: ast.expr) -> str:
-    return ast.unparse(node)[:80]
-
-
-def _number(node: ast.expr, columns: Columns) -> Any:
-    """The value of a checked arithmetic tree at every point, float64."""
-    match node:
-        case ast.Constant(value=value):
-            return np.float64(value)
-        case ast.Name(id=name):
-            return columns[name] if name in columns else np.float64(_CONSTANTS[name])
-        case ast.UnaryOp(op=op, operand=operand):
-            value = _number(operand, columns)
-            return -value if isinstance(op, ast.USub) else value
-        case ast.BinOp(left=left, op=op, right=right):
-            return _OPERATORS[type(op)](_number(left, columns), _number(right, columns))
-        case ast.Call(func=ast.Name(id=name), args=args):
-            values = [_number(arg, columns) for arg in args]
-            if name in _FUNCTIONS:
-                return _FUNCTIONS[name](values[0])
-            result = values[0]
-            for value in values[1:]:
-                result = _FOLDS[name](result, value)
-            return result
-    raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
-
-
-def _truth(node: ast.expr, columns: Columns) -> Truth:
-    """The truth of a checked tree at every point."""
-    match node:
-        case ast.BoolOp(op=op, values=values):
-            yes, no = _truth(values[0], columns)
-            for value in values[1:]:
-                more_yes, more_no = _truth(value, columns)
-                if isinstance(op, ast.And):
-                    yes, no = yes & more_yes, no | more_no
-                else:
-                    yes, no = yes | more_yes, no & more_no
-            return yes, no
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yes, no = _truth(operand, columns)
-            return no, yes
-        case ast.Compare(left=left, ops=ops, comparators=comparators):
-            numbers = [_number(value, columns) for value in (left, *comparators)]
-            yes, no = np.True_, np.False_
-            for op, a, b in zip(ops, numbers[:-1], numbers[1:]):
-                holds, known = _COMPARISONS[type(op)](a, b), ~(np.isnan(a) | np.isnan(b))
-                yes, no = yes & holds & known, no | (~holds & known)
-            return yes, no
-    raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A condition that allowed points fulfil.
-
-    Attributes:
-        expression: a condition on the parameters in Python's syntax, ``"m_slepton - m_chi > 20"``. It is read as a
-            syntax tree and only ever evaluated by this module: comparisons of arithmetic (``+ - * / **``) on
-            parameter names, numbers and pi, the functions abs, min, max, sqrt, exp, log, log10, sin, cos, tan, tanh,
-            joined by and/or/not. All numbers are float64. Where a comparison meets NaN (the log of a negative
-            number), it counts as not fulfilled. Or a function of a point, name -> value, that returns a bool; it
-            is slower and has no JSON form.
-
-    Raises:
-        InvalidSpace: not an expression, or one that does more than the above.
-
-    Example:
-        >>> Constraint("sqrt(x) < y").names
-        frozenset({'x', 'y'})
-    """
-
-    expression: str | Callable[[dict[str, float]], bool]
-
-    def __post_init__(self) -> None:
-        if isinstance(self.expression, str):
-            _parse(self.expression)
-        elif not callable(self.expression):
-            raise InvalidSpace(
-                f"constraint {self.expression!r}: needs an expression or a function of a point, "
-                f"got {type(self.expression).__name__}. Write for example 'm_slepton - m_chi > 20'"
-            )
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names an expression uses, constants included; unknown, hence empty, for a function."""
-        return _parse(self.expression)[1] if isinstance(self.expression, str) else frozenset()
-
-    @property
-    def text(self) -> str:
-        """The expression, or the function's name."""
-        if isinstance(self.expression, str):
-            return self.expression
-        return getattr(self.expression, "__qualname__", repr(self.expression))
-
-    def holds(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Whether each point fulfils the condition.
-
-        Args:
-            columns: parameter name -> its physical values, shape (n,).
-
-        Returns:
-            Booleans, shape (n,).
-
-        Raises:
-            InvalidSpace: the function failed or returned something else than a bool.
-        """
-        n = len(next(iter(columns.values())))
-        if isinstance(self.expression, str):
-            with np.errstate(all="ignore"):
-                yes, _ = _truth(_parse(self.expression)[0], columns)
-            return np.broadcast_to(yes, (n,))
-        rows = np.stack(list(columns.values()), axis=-1).tolist()
-        result = np.empty(n, dtype=bool)
-        for i, row in enumerate(rows):
-            point = dict(zip(columns, row))
-            try:
-                answer = self.expression(point)
-            except Exception as error:
-                raise InvalidSpace(
-                    f"constraint {self.text}: the function must not fail, got {type(error).__name__}: {error} "
-                    f"at {point}. Let it return False where a point is not allowed"
-                ) from error
-            if not isinstance(answer, bool | np.bool_):
-                raise InvalidSpace(
-                    f"constraint {self.text}: the function must return a bool, got {answer!r} at {point}. "
-                    "Return True where a point is allowed"
-                )
-            result[i] = answer
-        return result
-
-
 @dataclass(frozen=True)
 class ParameterSpace:
     """The parameters, in order, and the conditions between them.
@@ -417,8 +157,8 @@ class ParameterSpace:
         constraints: all must hold; strings and functions are turned into `Constraint`.
 
     Raises:
-        InvalidSpace: no parameter, a repeated name, a constraint with an unknown name, constraints that no point
-            fulfils.
+        InvalidSpace: no parameter, a repeated name, a constraint with an unknown name, constraints that no
+            point fulfils.
 
     Example:
         >>> space = ParameterSpace(
@@ -453,7 +193,7 @@ class ParameterSpace:
                 "Give every parameter a name of its own"
             )
         for constraint in self.constraints:
-            unknown = sorted(constraint.names - set(self.names) - set(_CONSTANTS))
+            unknown = sorted(constraint.names - set(self.names) - set(CONSTANTS))
             if unknown:
                 raise InvalidSpace(
                     f"constraint {constraint.text!r}: must use the space's parameters, got unknown "
@@ -510,7 +250,7 @@ class ParameterSpace:
         """Whether a constraint is a function, so that the space has no JSON form."""
         return any(not isinstance(c.expression, str) for c in self.constraints)
 
-    # --- x <-> u ---------------------------------------------------------------------------------------------
+    # --- x <-> u --------------------------------------------------------------------------------------------
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -527,6 +267,11 @@ class ParameterSpace:
             torch.tensor([p.lower for p in self.parameters], dtype=torch.float64),
             torch.tensor([p.upper for p in self.parameters], dtype=torch.float64),
         )
+
+    @cached_property
+    def _logs(self) -> tuple[int, ...]:
+        """Which parameters have a log scale."""
+        return tuple(i for i, p in enumerate(self.parameters) if p.scale == "log")
 
     @cached_property
     def _stepped(self) -> tuple[int, ...]:
@@ -573,8 +318,8 @@ class ParameterSpace:
     def from_unit(self, u: Tensor) -> Tensor:
         """Physical values of points in the unit cube, the inverse of `to_unit`.
 
-        The ends 0 and 1 give the ends of the range to the last bit, and a point that `snap` returned gives exact
-        multiples of the steps (0.3, not 0.30000000000000004).
+        The ends 0 and 1 give the ends of the range to the last bit, and a point that `snap` returned gives
+        exact multiples of the steps (0.3, not 0.30000000000000004).
 
         Args:
             u: shape (..., d).
@@ -583,23 +328,30 @@ class ParameterSpace:
             x, shape (..., d).
         """
         u = self._check_shape(u, "u")
-        lower, upper, log = self._ends
-        v = lower + u * (upper - lower)
-        x = torch.where(log, torch.where(log, v, 0.0).exp(), v)
-        first, last = self._range
-        x = torch.where((u >= 0) & (u <= 1), x.clamp(first, last), x)
-        x = torch.where(u == 0, first, torch.where(u == 1, last, x))
+        x = self._unsnapped(u)
         if self._stepped:
             columns = list(self._stepped)
             near_x, near_u = self._nearest(u, x)
-            # Rounding of u is 1e-16; a step can be as small as 1e-15 of the range only in theory.
+            # u is known to 1e-16 or so; a point this close to a multiple is meant to be one.
             close = (near_u - u[..., columns]).abs() <= 1e-13
-            x = x.clone()
             x[..., columns] = torch.where(close, near_x, x[..., columns])
         return x
 
+    def _unsnapped(self, u: Tensor) -> Tensor:
+        """`from_unit` without regard to steps, a new tensor."""
+        lower, upper, _ = self._ends
+        # lerp is exact at both ends and never leaves the range between them; the exponential needs help.
+        x = torch.lerp(lower, upper, u)
+        if self._logs:
+            columns = list(self._logs)
+            first, last = (end[columns] for end in self._range)
+            w, v = u[..., columns], x[..., columns].exp()
+            v = torch.where((w >= 0) & (w <= 1), v.clamp(first, last), v)
+            x[..., columns] = torch.where(w == 0, first, torch.where(w == 1, last, v))
+        return x
+
     def _nearest(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The multiples of the steps that are nearest in the cube: physical values and coordinates, (..., s)."""
+        """The multiples of the steps that are nearest in the cube: physical values and coordinates."""
         columns = list(self._stepped)
         numerator, denominator, first, last = self._lattice
         below = torch.minimum(torch.maximum((x[..., columns] * denominator / numerator).floor(), first), last)
@@ -627,14 +379,12 @@ class ParameterSpace:
         u = self._check_shape(u, "u")
         if not self._stepped:
             return u
-        lower, upper, log = self._ends
-        v = lower + u * (upper - lower)
-        _, near = self._nearest(u, torch.where(log, torch.where(log, v, 0.0).exp(), v))
+        _, near = self._nearest(u, self._unsnapped(u))
         result = u.clone()
         result[..., list(self._stepped)] = near
         return result
 
-    # --- what is allowed -------------------------------------------------------------------------------------
+    # --- what is allowed ------------------------------------------------------------------------------------
 
     def allowed(self, x: Tensor) -> Tensor:
         """Whether points lie in all ranges, up to 1e-9 of their width, and fulfil all constraints.
@@ -706,7 +456,7 @@ class ParameterSpace:
         return math.prod(last - first + 1 for first, last in (p._multiples for p in self.parameters))
 
     def _enumerate(self) -> Tensor | None:
-        """All points of a small lattice in the cube, allowed or not, shape (n, d); None if it is not small."""
+        """All points of a small lattice in the cube, allowed or not, shape (n, d); None if not small."""
         size = self._lattice_size
         if size is None or size > _ENUMERABLE:
             return None
@@ -718,15 +468,15 @@ class ParameterSpace:
         return self.snap(self.to_unit(torch.cartesian_prod(*axes).reshape(-1, self.dim)))
 
     def lattice(self) -> Tensor | None:
-        """All allowed points of a space whose parameters all have steps, if there are at most 2**20 multiples.
+        """All allowed points of a space whose parameters all have steps, if it has at most 2**20 points.
 
         Returns:
-            u, shape (n, d), in lexicographic order; None for a space with a continuous parameter or too many points.
+            u, shape (n, d), in lexicographic order; None with a continuous parameter or too many points.
         """
         points = self._enumerate()
         return None if points is None else points[self.allowed_unit(points)]
 
-    # --- space-filling points --------------------------------------------------------------------------------
+    # --- space-filling points -------------------------------------------------------------------------------
 
     def _candidates(self, seed: int, first: int, wanted: int = 2**62) -> Iterator[tuple[int, Tensor]]:
         """Blocks of the snapped and allowed points of one Sobol sequence, with the points drawn so far."""
@@ -744,8 +494,8 @@ class ParameterSpace:
     def sample(self, start: int, n: int, seed: int, *, distinct: bool = False) -> Tensor:
         """Rows start ... start + n - 1 of one endless sequence that fills the allowed region evenly.
 
-        A scrambled Sobol sequence, snapped to the steps, of which the allowed points are kept. The sequence depends
-        on the space and the seed alone, so ``sample(0, 10)`` is ``sample(0, 5)`` followed by ``sample(5, 5)``.
+        A scrambled Sobol sequence, snapped to the steps, of which the allowed points are kept. It depends on
+        the space and the seed alone, so ``sample(0, 10)`` is ``sample(0, 5)`` followed by ``sample(5, 5)``.
 
         Args:
             start: the first row.
@@ -760,9 +510,7 @@ class ParameterSpace:
             SpaceExhausted: the space has fewer (distinct) points than asked for.
         """
         if start < 0 or n < 0:
-            raise ShapeError(
-                f"sample: start and n must not be negative, got start={start}, n={n}. Count from 0"
-            )
+            raise ShapeError(f"sample: start and n must not be negative, got start={start}, n={n}. Count from 0")
         if n == 0:
             return torch.empty(0, self.dim, dtype=torch.float64)
         if distinct and len(self._stepped) == self.dim:
@@ -770,13 +518,13 @@ class ParameterSpace:
         if not self.constraints:
             return self.snap(next(_sobol(self.dim, seed, start, n)))
         stop, blocks, have = start + n, [], 0
-        for drawn, u in self._candidates(seed, max(64, math.ceil(1.1 * stop)), stop):
+        for _, u in self._candidates(seed, min(_BLOCK, max(64, math.ceil(1.1 * stop))), stop):
             blocks.append(u[max(0, start - have) : max(0, stop - have)])
             have += len(u)
             if have >= stop:
                 return torch.cat(blocks)
         raise SpaceExhausted(
-            f"space: {stop} allowed points were asked for, got {have} among {drawn} tried. "
+            f"space: {stop} allowed points were asked for, got {have} among {_PATIENCE} tried. "
             "Narrow the ranges to the allowed region"
         )
 
@@ -786,7 +534,7 @@ class ParameterSpace:
         size = self._lattice_size
         assert size is not None
         small = size <= _ENUMERABLE
-        # In a small lattice the Sobol points would take forever to hit the last ones; they come in random order.
+        # Sobol points would take forever to hit the last ones of a small lattice: these come in random order.
         patience = 4 * size + 64 if small else _PATIENCE
         seen: set[bytes] = set()
         rows: list[Tensor] = []
@@ -797,9 +545,10 @@ class ParameterSpace:
             drawn += block
             _append_new(rows, seen, u[self._fulfilled(self.from_unit(u))] if self.constraints else u)
         if len(rows) < stop and small:
-            u = self.lattice()
-            assert u is not None
-            _append_new(rows, seen, u[torch.from_numpy(np.random.default_rng(seed).permutation(len(u)))])
+            left = self.lattice()
+            assert left is not None
+            order = np.random.default_rng(seed).permutation(len(left))
+            _append_new(rows, seen, left[torch.from_numpy(order)])
         if len(rows) < stop:
             raise SpaceExhausted(
                 f"space: {stop} distinct allowed points were asked for, got {len(rows)}"
@@ -809,7 +558,7 @@ class ParameterSpace:
 
     @cached_property
     def volume_fraction(self) -> float:
-        """The allowed fraction of the unit cube, estimated with Sobol points (at least 2**14, to some per cent)."""
+        """The allowed fraction of the unit cube, from at least 2**14 Sobol points, to some per cent."""
         if not self.constraints:
             return 1.0
         kept = 0
@@ -826,7 +575,7 @@ class ParameterSpace:
             shape: points per parameter, one number for all or one each; a single point sits in the middle.
 
         Returns:
-            x, shape (product of ``shape``, d); the last parameter varies fastest. Nothing is snapped or left out.
+            x, shape (product of ``shape``, d), the last parameter fastest. Nothing is snapped or left out.
         """
         counts = [shape] * self.dim if isinstance(shape, int) else list(shape)
         if len(counts) != self.dim or min(counts) < 1 or math.prod(counts) > 10**8:
@@ -835,14 +584,12 @@ class ParameterSpace:
                 "Give one number per parameter"
             )
         axes = [
-            torch.linspace(0, 1, count, dtype=torch.float64)
-            if count > 1
-            else torch.tensor([0.5], dtype=torch.float64)
+            torch.linspace(0, 1, count, dtype=torch.float64) if count > 1 else torch.tensor([0.5], dtype=torch.float64)
             for count in counts
         ]
         return self.from_unit(torch.cartesian_prod(*axes).reshape(-1, self.dim))
 
-    # --- points with names -----------------------------------------------------------------------------------
+    # --- points with names ----------------------------------------------------------------------------------
 
     def point(self, x: Tensor) -> dict[str, float]:
         """One physical point, shape (d,), with the parameters' names."""
@@ -906,8 +653,8 @@ class ParameterSpace:
             The same point with plain floats.
 
         Raises:
-            InvalidPoint: an unknown or a missing name, a value that is not finite or outside the range, or a point
-                that a constraint forbids.
+            InvalidPoint: an unknown or a missing name, a value that is not finite or outside the range, or a
+                point that a constraint forbids.
         """
         row = self._row(point, where)
         x = torch.tensor(row, dtype=torch.float64)
@@ -916,8 +663,8 @@ class ParameterSpace:
             if not -_EDGE <= coordinate <= 1 + _EDGE:
                 unit = f" {p.unit}" if p.unit else ""
                 raise InvalidPoint(
-                    f"{where}: parameter {p.name!r} must lie in [{p.lower!r}, {p.upper!r}]{unit}, got {value!r}. "
-                    "Choose a point inside or widen the range"
+                    f"{where}: parameter {p.name!r} must lie in [{p.lower!r}, {p.upper!r}]{unit}, "
+                    f"got {value!r}. Choose a point inside or widen the range"
                 )
         columns = self._columns(x)
         for constraint in self.constraints:
@@ -928,7 +675,7 @@ class ParameterSpace:
                 )
         return dict(zip(self.names, row))
 
-    # --- JSON ------------------------------------------------------------------------------------------------
+    # --- JSON -----------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """The space as JSON-compatible data, the inverse of `from_json`.
@@ -939,8 +686,8 @@ class ParameterSpace:
         for constraint in self.constraints:
             if not isinstance(constraint.expression, str):
                 raise InvalidSpace(
-                    f"constraint {constraint.text}: a function has no JSON form, got {constraint.expression!r}. "
-                    "Write it as an expression, for example 'm_slepton - m_chi > 20'"
+                    f"constraint {constraint.text}: a function has no JSON form, got "
+                    f"{constraint.expression!r}. Write it as an expression, 'm_slepton - m_chi > 20'"
                 )
         return {
             "parameters": [{f.name: getattr(p, f.name) for f in fields(p)} for p in self.parameters],

@@ -1,0 +1,101 @@
+"""Evaluations to accuracy: how many evaluations until the misclassified volume stays at or below 1 %.
+
+Run: python -m benchmarks.levelset [--problems fast_2D,fast_3D] [--batches 2,5] [--seeds 5] [--budget 75]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from excursion.campaign import Campaign, Strategy
+from excursion.examples.analytic import fast_limit
+from excursion.problem import Problem, Task
+from excursion.space import ParameterSpace
+
+PROBLEMS: dict[str, tuple[ParameterSpace, Callable, float]] = {
+    "fast_2D": (ParameterSpace.of({"x": (0, 1.5), "y": (0, 1.5)}), fast_limit, 0.0),
+    "fast_3D": (ParameterSpace.of({"x": (0, 1.5), "y": (0, 1.5), "z": (0, 1.5)}), fast_limit, 0.0),
+}
+
+
+def columns(space: ParameterSpace, x: torch.Tensor) -> dict:
+    return {name: x[:, i].numpy() for i, name in enumerate(space.names)}
+
+
+def one(name: str, batch: int, seed: int, budget: int, settings: dict) -> dict:
+    """Error after each batch, and the seconds each ask took."""
+    torch.set_num_threads(1)
+    space, f, threshold = PROBLEMS[name]
+    test_u = space.sample(0, 20000, 987654)
+    truth = torch.from_numpy(f(columns(space, space.from_unit(test_u)))) >= threshold
+    strategy = Strategy.from_json({**settings, "seed": seed})
+    campaign = Campaign.create("memory://", "c", Problem(space, Task("f", threshold)), strategy)
+    curve, seconds = [], []
+    while len(campaign.trials) < budget:
+        start = time.perf_counter()
+        asked = campaign.ask(batch)
+        seconds.append(time.perf_counter() - start)
+        for t in asked:
+            campaign.tell(t.number, f(t.x))
+        n = len(campaign.trials)
+        if n >= strategy.design(space.dim):
+            with torch.no_grad():
+                mean = campaign.posterior().marginal(test_u)[0][0]
+            curve.append((n, float(((mean >= threshold) != truth).double().mean())))
+    return {"problem": name, "batch": batch, "seed": seed, "curve": curve, "seconds": seconds}
+
+
+def evaluations_to(curve: list[tuple[int, float]], goal: float) -> float:
+    """The first n from which on the error stays at or below the goal; infinite if it never does."""
+    reached = float("inf")
+    for n, error in reversed(curve):
+        if error > goal:
+            break
+        reached = n
+    return reached
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    parser.add_argument("--batches", default="2,5")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=int, default=90)
+    parser.add_argument("--goal", type=float, default=0.01)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--strategy", type=json.loads, default={}, help="strategy as JSON, over the default")
+    parser.add_argument("--out", type=Path, help="write the curves to this JSON file")
+    args = parser.parse_args()
+    cases = [
+        (p, int(b), s) for p in args.problems.split(",") for b in args.batches.split(",") for s in range(args.seeds)
+    ]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(one, p, b, s, args.budget, args.strategy) for p, b, s in cases]
+        results = [f.result() for f in futures]
+    print(f"{'problem':10} {'batch':>5} {'median N(1 %)':>14} {'all':24} {'err@40':>9} {'err@60':>9} {'err@end':>9} {'s/ask':>6}")
+    for p, b in dict.fromkeys((p, b) for p, b, _ in cases):
+        rows = [r for r in results if (r["problem"], r["batch"]) == (p, b)]
+        reached = sorted(evaluations_to(r["curve"], args.goal) for r in rows)
+
+        def at(n: int) -> float:
+            return statistics.median([e for m, e in r["curve"] if m <= n][-1] for r in rows)
+
+        ask = statistics.median(s for r in rows for s in r["seconds"][3:])
+        print(
+            f"{p:10} {b:5d} {statistics.median(reached):14.0f} {str([int(x) if x < 1e9 else x for x in reached]):24}"
+            f" {at(40):9.2e} {at(60):9.2e} {at(args.budget):9.2e} {ask:6.2f}"
+        )
+    if args.out:
+        args.out.write_text(json.dumps({"command": vars(args) | {"out": str(args.out)}, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

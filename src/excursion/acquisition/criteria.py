@@ -1,0 +1,258 @@
+"""Criteria: how much a look at a candidate is worth. Pure functions of the belief; larger is better, always.
+
+Several thresholds of a task add up; several tasks add up with their weights. Pending points and batches are no concern
+of a criterion: the belief it sees has been conditioned on them.
+
+References:
+    Bect et al., Stat. Comput. 22 (2012) 773; Chevalier et al., Technometrics 56 (2014) 455: SUR.
+    Bryan et al., NeurIPS 2005: straddle.
+    Letham et al., AISTATS 2022 (arXiv:2203.09751): mutual information.
+    Heinrich, Louppe, Cranmer, Espejo (excursion, 2018-21) and ATL-PHYS-PUB-2022-045: exclusion entropy (MES), PES.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr, ndtr
+
+from .. import levelset
+from ..errors import InvalidStrategy
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What is believed at c candidates, and how a look at each would sharpen the belief at m integration points.
+
+    Attributes:
+        mean, variance: of f at the candidates, (t, c).
+        noise: variance of an observation around f, (t,).
+        levels: per task the transformed thresholds, (k,) each.
+        weights: of the tasks, (t,).
+        at_mean, at_variance: of f at the integration points, (t, m).
+        at_weight: of the integration points; sums over them estimate integrals over the allowed volume, (m,).
+        cross: covariance between integration points and candidates, (t, m, c).
+    """
+
+    mean: Tensor
+    variance: Tensor
+    noise: Tensor
+    levels: tuple[Tensor, ...]
+    weights: Tensor
+    at_mean: Tensor
+    at_variance: Tensor
+    at_weight: Tensor
+    cross: Tensor
+
+    def remaining(self, task: int) -> Tensor:
+        """r = s+^2/s^2, the part of the variance that is left at (m) after a look at (c): shape (m, c), in [0, 1]."""
+        seen = (self.variance[task] + self.noise[task])[None, :] * self.at_variance[task][:, None]
+        return (1 - self.cross[task] ** 2 / seen).clamp(0.0, 1.0)
+
+
+class Acquisition(ABC):
+    """A criterion: settings only; holds no belief and no data."""
+
+    #: Whether the criterion needs the integration points of a `Prospect`.
+    looks_ahead: ClassVar[bool]
+
+    @abstractmethod
+    def score(self, prospect: Prospect) -> Tensor:
+        """The worth of each candidate, shape (c,)."""
+
+
+@dataclass(frozen=True)
+class SUR(Acquisition):
+    """Stepwise uncertainty reduction: expected drop of the misclassified volume fraction after the look.
+
+    Attributes:
+        loss: "misclassification", E[min(p, 1-p)], the number a user understands; or "variance", E[p(1-p)].
+
+    References:
+        Bect et al. (2012); Chevalier et al. (2014), eq. 4, in Owen's form (`levelset.expected_misclassification`).
+    """
+
+    loss: str = "misclassification"
+    looks_ahead: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("misclassification", "variance"):
+            raise InvalidStrategy(f"SUR: loss must be 'misclassification' or 'variance', got {self.loss!r}")
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Expected drop of the loss, averaged over the allowed volume."""
+        after_look = (
+            levelset.expected_misclassification
+            if self.loss == "misclassification"
+            else levelset.expected_bernoulli_variance
+        )
+
+        def drop(u: Tensor, r: Tensor) -> Tensor:
+            return after_look(u, torch.ones_like(u)) - after_look(u, r)
+
+        return _integrated(prospect, drop)
+
+
+@dataclass(frozen=True)
+class MutualInformation(Acquisition):
+    """Exact mutual information between the look and the class at every integration point, averaged (nats).
+
+    References:
+        Letham et al. (2022), section 3; see `levelset.conditional_entropy`.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Expected drop of the class entropy, averaged over the allowed volume."""
+
+        def drop(u: Tensor, r: Tensor) -> Tensor:
+            return levelset.binary_entropy(ndtr(u)) - levelset.conditional_entropy(u, r)
+
+        return _integrated(prospect, drop)
+
+
+@dataclass(frozen=True)
+class PES(Acquisition):
+    """Predictive entropy search: information of the look about the class at x', averaged over x' (nats).
+
+    H[Y(x)] - sum_j p_j(x') H[Y(x) | class j at x'], each conditional distribution replaced by the normal with its
+    exact variance (truncated-normal moments). Close to `MutualInformation` unless x and x' are nearly the same point.
+
+    References:
+        The excursion package (2018-21); moments of a truncated normal: Johnson, Kotz, Balakrishnan (1994), 13.10.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Information gain, averaged over the allowed volume."""
+        total = torch.zeros_like(prospect.mean[0])
+        for i, levels in enumerate(prospect.levels):
+            mean, sd = prospect.at_mean[i], prospect.at_variance[i].sqrt()
+            ends = torch.cat([levels.new_tensor([-math.inf]), levels, levels.new_tensor([math.inf])])
+            edges = (ends - mean[:, None]) / sd[:, None]  # (m, k + 2)
+            probability, variance = truncated_normal(edges[:, :-1], edges[:, 1:])
+            shared = 1 - prospect.remaining(i)  # squared correlation of f(x') with the look
+            kept = 1 - shared[:, None, :] * (1 - variance)[:, :, None]
+            gain = -0.5 * (probability[:, :, None] * kept.clamp_min(1e-12).log()).sum(1)
+            total = total + prospect.weights[i] * (prospect.at_weight @ gain)
+        return total
+
+
+@dataclass(frozen=True)
+class ExclusionEntropy(Acquisition):
+    """Entropy of the class at the candidate itself (MES of the excursion slides), any number of thresholds (nats).
+
+    References:
+        ATL-PHYS-PUB-2022-045; the excursion package (2018-21).
+    """
+
+    looks_ahead: ClassVar[bool] = False
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """H of the class probabilities."""
+        total = torch.zeros_like(prospect.mean[0])
+        for i, levels in enumerate(prospect.levels):
+            p = levelset.class_probabilities(prospect.mean[i], prospect.variance[i], levels)
+            total = total + prospect.weights[i] * levelset.entropy(p)
+        return total
+
+
+@dataclass(frozen=True)
+class Straddle(Acquisition):
+    """kappa s - |m - T|, for the nearest threshold.
+
+    References:
+        Bryan et al. (2005), section 3.
+    """
+
+    kappa: float = 1.96
+    looks_ahead: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.kappa) and self.kappa > 0):
+            raise InvalidStrategy(f"straddle: kappa must be positive and finite, got {self.kappa!r}")
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Straddle, summed over tasks with their weights."""
+        total = torch.zeros_like(prospect.mean[0])
+        for i, levels in enumerate(prospect.levels):
+            distance = (prospect.mean[i][:, None] - levels).abs().amin(-1)
+            total = total + prospect.weights[i] * (self.kappa * prospect.variance[i].sqrt() - distance)
+        return total
+
+
+@dataclass(frozen=True)
+class Sobol(Acquisition):
+    """No criterion: the next points of a scrambled Sobol sequence, as a baseline."""
+
+    looks_ahead: ClassVar[bool] = False
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Zero: the sequence decides."""
+        return torch.zeros_like(prospect.mean[0])
+
+
+def truncated_normal(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and variance of a standard normal between a < b (either may be infinite).
+
+    Where the interval carries less than 1e-200 of the probability its variance is given as 0: its weight is nothing.
+    """
+    flip = a > 0  # work in the left tail, where log_ndtr is accurate
+    low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
+    probability = (ndtr(high) - ndtr(low)).clamp_min(0.0)
+    log_p = log_ndtr(high) + torch.log1p(-(log_ndtr(low) - log_ndtr(high)).exp().clamp(max=1 - 1e-16))
+
+    def over(x: Tensor) -> tuple[Tensor, Tensor]:
+        density = torch.exp(-0.5 * x**2 - 0.5 * math.log(2 * math.pi) - log_p)
+        return torch.where(x.isinf(), 0.0, density), torch.where(x.isinf(), 0.0, x * density)
+
+    (pa, xa), (pb, xb) = over(low), over(high)
+    variance = (1 + xa - xb - (pa - pb) ** 2).clamp(0.0, 1.0)
+    return probability, torch.where(probability > 1e-200, variance, torch.zeros_like(variance))
+
+
+def _integrated(prospect: Prospect, drop: Any) -> Tensor:
+    """Sum over tasks, thresholds and integration points of drop(u, r), with their weights; shape (c,)."""
+    total = torch.zeros_like(prospect.mean[0])
+    for i, levels in enumerate(prospect.levels):
+        r = prospect.remaining(i)
+        for level in levels:
+            u = levelset.standardised(prospect.at_mean[i], prospect.at_variance[i], level)[:, None]
+            total = total + prospect.weights[i] * (prospect.at_weight @ drop(u, r))
+    return total
+
+
+CRITERIA: Mapping[str, type[Acquisition]] = {
+    c.__name__: c for c in (SUR, MutualInformation, PES, ExclusionEntropy, Straddle, Sobol)
+}
+
+
+def acquisition_from_json(data: Mapping[str, Any]) -> Acquisition:
+    """The criterion that `acquisition_to_json` wrote.
+
+    Raises:
+        InvalidStrategy: an unknown criterion; the known ones are listed.
+    """
+    settings = dict(data)
+    name = settings.pop("type", None)
+    if name not in CRITERIA:
+        raise InvalidStrategy(
+            f"criterion: must be one of {', '.join(CRITERIA)}, got {name!r}. Use one of these"
+        )
+    try:
+        return CRITERIA[name](**settings)
+    except TypeError as error:
+        raise InvalidStrategy(f"criterion {name}: settings must exist, got {settings!r} ({error})") from error
+
+
+def acquisition_to_json(acquisition: Acquisition) -> dict[str, Any]:
+    """Name and settings as JSON-compatible data."""
+    return {"type": type(acquisition).__name__, **asdict(acquisition)}  # type: ignore[call-overload]

@@ -1,0 +1,435 @@
+"""The loop's memory: ask for points, tell what came back. All state is in the store; everything else is a pure function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import levelset
+from .acquisition import SUR, Acquisition, Search, Sobol, Target, acquisition_from_json, select
+from .acquisition.criteria import acquisition_to_json
+from .data import FINISHED, INFORMATIVE, Observations, Outcome, Proposal, Trial
+from .errors import InvalidPoint, InvalidProblem, InvalidStrategy, StaleHistory, UnknownCampaign
+from .problem import Problem
+from .space import ParameterSpace
+from .store import Store, open_store
+from .surrogate import GaussianProcess, Posterior, Surrogate
+
+#: Version of the JSON that describes problem and strategy.
+SPEC_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How the search is done. Settings only.
+
+    Attributes:
+        surrogate: recipe for the belief.
+        acquisition: criterion that scores candidates.
+        search: settings of the search for the best batch.
+        design_size: space-filling points come first, until this many trials hold values; None means 4 + 2 d.
+        exploration: fraction of later points that are space-filling all the same, against missed islands (0 to 1).
+        seed: fixes all random numbers; with the history it fixes every proposal.
+    """
+
+    surrogate: Surrogate = field(default_factory=GaussianProcess)
+    acquisition: Acquisition = field(default_factory=SUR)
+    search: Search = field(default_factory=Search)
+    design_size: int | None = None
+    exploration: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.design_size is not None and self.design_size < 2:
+            raise InvalidStrategy(f"strategy: design_size must be at least 2, got {self.design_size!r}")
+        if not 0 <= self.exploration <= 1:
+            raise InvalidStrategy(f"strategy: exploration must lie in [0, 1], got {self.exploration!r}")
+        if not 0 <= self.seed < 2**31:
+            raise InvalidStrategy(f"strategy: seed must lie in [0, 2^31), got {self.seed!r}")
+
+    def design(self, d: int) -> int:
+        """Trials with values before the criterion takes over, in d dimensions."""
+        return 4 + 2 * d if self.design_size is None else self.design_size
+
+    def to_json(self) -> dict[str, Any]:
+        """The strategy as JSON-compatible data."""
+        return {
+            "surrogate": self.surrogate.to_json(),
+            "acquisition": acquisition_to_json(self.acquisition),
+            "search": self.search.to_json(),
+            "design_size": self.design_size,
+            "exploration": self.exploration,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Strategy:
+        """The strategy that `to_json` wrote.
+
+        Raises:
+            InvalidStrategy: unknown surrogate, criterion or setting.
+        """
+        settings = dict(data)
+        try:
+            if "surrogate" in settings:
+                recipe = dict(settings["surrogate"])
+                if (kind := recipe.pop("type", "GaussianProcess")) != "GaussianProcess":
+                    raise InvalidStrategy(f"surrogate: must be GaussianProcess, got {kind!r}")
+                settings["surrogate"] = GaussianProcess(**recipe)
+            if "acquisition" in settings:
+                settings["acquisition"] = acquisition_from_json(settings["acquisition"])
+            if "search" in settings:
+                settings["search"] = Search(**settings["search"])
+            return cls(**settings)
+        except TypeError as error:
+            raise InvalidStrategy(f"strategy: settings must exist and fit, got {data!r} ({error})") from error
+
+
+def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
+    """The trials that hold values, as the surrogate sees them, in the order of their numbers.
+
+    An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
+    anything measured".
+    """
+    done = sorted((t for t in trials if t.state in INFORMATIVE and t.outcome), key=lambda t: t.number)
+    u = problem.space.to_unit(problem.space.tensor([t.x for t in done]))
+    columns, variances, sides = [], [], []
+    for task in problem.tasks:
+        outcomes = [t.outcome for t in done if t.outcome]
+        y = torch.tensor([o.values[task.name] for o in outcomes], dtype=torch.float64)
+        variance = torch.tensor([o.variances.get(task.name, 0.0) for o in outcomes], dtype=torch.float64)
+        side = torch.tensor(
+            [{"above": 1.0, "below": -1.0}.get(o.bounds.get(task.name, ""), 0.0) for o in outcomes],
+            dtype=torch.float64,
+        )
+        z = task.map(y)
+        finite = torch.cat([z[z.isfinite()], task.levels])
+        slope = torch.where(y.isfinite(), task.map.slope(y), torch.zeros_like(y))
+        columns.append(z.clamp(finite.min(), finite.max()))
+        variances.append(variance * slope**2)
+        sides.append(side)
+    return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1))
+
+
+def believe(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> Posterior:
+    """The belief for proposals: fitted to the trials with values, conditioned on the others.
+
+    Conditioning on a pending trial shrinks the variance around it as its value will. Failed trials are treated alike:
+    another look at the same place would fail again, so nothing near is worth asking.
+
+    Raises:
+        FitError: fewer than two trials hold values.
+    """
+    posterior = strategy.surrogate.fit(observations(problem, trials))
+    blind = [t.x for t in trials if t.state not in INFORMATIVE]
+    if blind:
+        with torch.no_grad():
+            posterior = posterior.condition(problem.space.to_unit(problem.space.tensor(blind)))
+    return posterior
+
+
+def target(problem: Problem) -> Target:
+    """The problem's thresholds and weights as the surrogate sees them."""
+    weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
+    return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum())
+
+
+def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int) -> list[Proposal]:
+    """The next n points: a function of the history and the strategy, and of nothing else.
+
+    Raises:
+        SpaceExhausted: a quantised space has no n points left.
+        FitError: the surrogate could not be fitted.
+    """
+    space, k = problem.space, len(trials)
+    known = sum(t.state in INFORMATIVE for t in trials)
+    basis = sum(t.state in FINISHED for t in trials)
+    taken = space.to_unit(space.tensor([t.x for t in trials]))
+    if known < max(strategy.design(space.dim), 2) or isinstance(strategy.acquisition, Sobol):
+        u = _space_filling(space, taken, n, strategy.seed)
+        return [Proposal(space.point(x), basis) for x in space.from_unit(u)]
+
+    posterior = believe(problem, strategy, trials)
+    # Every 1/exploration-th trial, counted by number so that batches of any size explore alike.
+    explore = [
+        _floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)
+    ]
+    chosen: list[tuple[Tensor, str, float | None]] = []
+    if any(explore):
+        extra = _farthest(space, taken, sum(explore), strategy.seed + 7919 * (k + 1))
+        chosen += [(row, "exploration", None) for row in extra]
+        with torch.no_grad():
+            posterior = posterior.condition(extra)
+        taken = torch.cat([taken, extra])
+    if (rest := n - sum(explore)) > 0:
+        u, scores = select(
+            strategy.acquisition,
+            posterior,
+            space,
+            target(problem),
+            rest,
+            seed=strategy.seed + 104729 * (k + 1),
+            taken=taken,
+            search=strategy.search,
+        )
+        name = type(strategy.acquisition).__name__
+        chosen = [(row, name, float(s)) for row, s in zip(u, scores)] + chosen
+    points = torch.stack([row for row, _, _ in chosen])
+    with torch.no_grad():
+        mean, variance = posterior.marginal(points)
+    above = {
+        t.name: levelset.excursion_probability(mean[i], variance[i], t.levels[0])
+        for i, t in enumerate(problem.tasks)
+    }
+    return [
+        Proposal(space.point(x), basis, criterion, score, {name: float(p[i]) for name, p in above.items()})
+        for i, (x, (_, criterion, score)) in enumerate(zip(space.from_unit(points), chosen))
+    ]
+
+
+def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor:
+    """The next n points of the design that have not been asked."""
+    k = len(taken)
+    u = space.sample(k, n, seed) if not _stepped(space) else space.sample(0, k + n, seed, distinct=True)
+    if _stepped(space) and k:
+        free = torch.cdist(u, taken, p=float("inf")).amin(1) > 1e-9
+        u = u[free][:n]
+    return u
+
+
+def _farthest(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor:
+    """n allowed points, each as far as possible from those asked before (the centres of the largest holes)."""
+    pool = space.sample(0, 2048, seed % 2**31)
+    distance = torch.cdist(pool, taken).amin(1)
+    out = []
+    for _ in range(n):
+        best = int(distance.argmax())
+        out.append(pool[best])
+        distance = torch.minimum(distance, (pool - pool[best]).square().sum(1).sqrt())
+    return torch.stack(out)
+
+
+def _stepped(space: ParameterSpace) -> bool:
+    return any(p.step is not None for p in space.parameters)
+
+
+def _floor(value: float) -> int:
+    """Floor that forgives rounding: 20 * 0.05 is 1."""
+    return int(value + 1e-9)
+
+
+def uncertainty(problem: Problem, posterior: Posterior, points: int = 4096) -> dict[str, float]:
+    """Expected misclassified fraction of the allowed volume per task: the mean of min(p, 1-p), largest threshold."""
+    u = problem.space.sample(0, points, 2**31 - 1)
+    with torch.no_grad():
+        mean, variance = posterior.marginal(u)
+    out = {}
+    for i, task in enumerate(problem.tasks):
+        p = levelset.excursion_probability(mean[i][:, None], variance[i][:, None], task.levels)
+        out[task.name] = float(levelset.misclassification(p).mean(0).max())
+    return out
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a campaign stands.
+
+    Attributes:
+        name: of the campaign.
+        counts: state -> number of trials.
+        uncertainty: task -> expected misclassified fraction of the allowed volume; empty while the design runs.
+        crossed: task -> whether values on both sides of each threshold are known.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    uncertainty: Mapping[str, float]
+    crossed: Mapping[str, bool]
+
+    @property
+    def finished(self) -> int:
+        """Trials that will not change any more."""
+        return sum(self.counts.get(s, 0) for s in FINISHED)
+
+
+class Campaign:
+    """A persisted search: a problem, a strategy and their history in a store. Holds no state of its own.
+
+    Use `create` or `open`, then `ask` and `tell`; any number of processes may do so at the same time.
+
+    Attributes:
+        store: where it lives.
+        name: its name there.
+        problem: what is searched.
+        strategy: how.
+    """
+
+    def __init__(self, store: Store, name: str, problem: Problem, strategy: Strategy) -> None:
+        self.store, self.name, self.problem, self.strategy = store, name, problem, strategy
+
+    @classmethod
+    def create(
+        cls,
+        url: Store | str | os.PathLike[str],
+        name: str,
+        problem: Problem,
+        strategy: Strategy | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Campaign:
+        """Start a campaign.
+
+        Args:
+            url: a database URL ("sqlite:///scan.db"), a file name, "memory://", or an open store.
+            name: unique in the store.
+            problem: what is searched. Constraints given as Python functions are not written to the store: whoever
+                opens the campaign gives the same problem again.
+            strategy: how; the default is good.
+            extra: anything to keep with the description, JSON-compatible (the evaluator's settings, say).
+
+        Raises:
+            DuplicateCampaign: the name is taken.
+        """
+        strategy = strategy or Strategy()
+        store = url if isinstance(url, Store) else open_store(url)
+        spec = {
+            "version": SPEC_VERSION,
+            "problem": None if problem.space.has_callables else problem.to_json(),
+            "strategy": strategy.to_json(),
+            "extra": dict(extra or {}),
+        }
+        store.create(name, spec)
+        return cls(store, name, problem, strategy)
+
+    @classmethod
+    def open(
+        cls, url: Store | str | os.PathLike[str], name: str | None = None, problem: Problem | None = None
+    ) -> Campaign:
+        """Open a campaign that exists.
+
+        Args:
+            url: as in `create`; nothing is created.
+            name: its name; may be left out if the store holds only one.
+            problem: needed only if its constraints are Python functions.
+
+        Raises:
+            UnknownCampaign: no such campaign; the known ones are listed.
+            InvalidProblem: the problem must be given.
+        """
+        store = url if isinstance(url, Store) else open_store(url, create=False)
+        names = store.names()
+        if name is None:
+            if len(names) != 1:
+                raise UnknownCampaign(
+                    f"store: which campaign is meant must be clear, got {names}. Give its name"
+                )
+            name = names[0]
+        spec = store.spec(name)
+        if problem is None:
+            if spec["problem"] is None:
+                raise InvalidProblem(
+                    f"campaign {name!r}: its constraints are Python functions, which are not stored, got no problem. "
+                    "Open it with problem=..., or use expressions as constraints"
+                )
+            problem = Problem.from_json(spec["problem"])
+        return cls(store, name, problem, Strategy.from_json(spec["strategy"]))
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What was kept with the description."""
+        return self.store.spec(self.name).get("extra", {})
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The history, ordered by number."""
+        return self.store.trials(self.name)
+
+    def ask(self, n: int = 1) -> list[Trial]:
+        """Ask for the next n points; they are stored as queued trials.
+
+        Raises:
+            InvalidPoint: n is not positive.
+            SpaceExhausted: a quantised space has no points left.
+        """
+        if n < 1:
+            raise InvalidPoint(f"ask: the number of points must be at least 1, got {n!r}")
+        while True:
+            trials = self.trials
+            try:
+                return self._add(propose(self.problem, self.strategy, trials, n), len(trials))
+            except StaleHistory:
+                continue  # another process asked at the same time: propose again, knowing its points
+
+    def add(self, points: Sequence[Mapping[str, float]]) -> list[Trial]:
+        """Queue points of one's own choice, in physical units.
+
+        Raises:
+            InvalidPoint: unknown or missing names, outside the range, forbidden by a constraint.
+        """
+        checked = [self.problem.space.check(p, f"campaign {self.name!r}") for p in points]
+        while True:
+            trials = self.trials
+            basis = sum(t.state in FINISHED for t in trials)
+            try:
+                return self._add([Proposal(p, basis, "given") for p in checked], len(trials))
+            except StaleHistory:
+                continue
+
+    def _add(self, proposals: Sequence[Proposal], after: int) -> list[Trial]:
+        seeds = [evaluation_seed(self.strategy.seed, after + i) for i in range(len(proposals))]
+        return self.store.add(self.name, proposals, after=after, seeds=seeds)
+
+    def tell(self, number: int, outcome: Outcome | float | Mapping[str, float]) -> Trial:
+        """Record what came back; a finished trial never changes.
+
+        Args:
+            number: of the trial.
+            outcome: an `Outcome`; a dict task -> value, or one number if there is one task.
+
+        Raises:
+            InvalidOutcome: NaN, missing or unknown tasks; the trial stays pending.
+            TrialFinished: it was told before.
+            UnknownTrial: there is no such trial.
+        """
+        return self.store.finish(self.name, number, self.problem.check(self.outcome(outcome)))
+
+    def outcome(self, value: Outcome | float | Mapping[str, float]) -> Outcome:
+        """The outcome meant by a number, a dict or an outcome."""
+        if isinstance(value, Outcome):
+            return value
+        return Outcome.of(value if isinstance(value, Mapping) else {self.problem.tasks[0].name: value})
+
+    def posterior(self) -> Posterior:
+        """The belief from what is known now; pending points play no part.
+
+        Raises:
+            FitError: fewer than two trials hold values.
+        """
+        return self.strategy.surrogate.fit(observations(self.problem, self.trials))
+
+    def status(self) -> Status:
+        """Counts, expected misclassified fraction and whether the thresholds are crossed."""
+        trials = self.trials
+        counts: dict[str, int] = {}
+        for t in trials:
+            counts[t.state] = counts.get(t.state, 0) + 1
+        data = observations(self.problem, trials)
+        crossed = {
+            t.name: bool(len(data))
+            and bool(
+                ((data.z[:, i : i + 1] >= t.levels).any(0) & (data.z[:, i : i + 1] < t.levels).any(0)).all()
+            )
+            for i, t in enumerate(self.problem.tasks)
+        }
+        enough = len(data) >= max(2, self.strategy.design(self.problem.space.dim))
+        left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}
+        return Status(self.name, counts, left, crossed)
+
+
+def evaluation_seed(seed: int, number: int) -> int:
+    """Seed of the evaluation of a trial: fixed by the strategy's seed and the number, below 9e8 (Pythia's limit)."""
+    return (seed * 1_000_003 + 7_368_787 * (number + 1)) % 900_000_000

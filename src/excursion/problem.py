@@ -1,0 +1,224 @@
+"""What is searched: a space, the tasks (outputs) learnt together, their thresholds and transforms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .data import Outcome
+from .errors import InvalidOutcome, InvalidProblem
+from .space import ParameterSpace
+
+TransformName = Literal["identity", "log", "asinh", "log-tanh"]
+TRANSFORMS: tuple[TransformName, ...] = ("identity", "log", "asinh", "log-tanh")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A monotone map z = g(y) of a task's values to what the surrogate learns.
+
+    * "identity": z = y.
+    * "log": z = ln y, for positive values over many decades.
+    * "asinh": z = asinh((y - c)/s): linear near the threshold, logarithmic far away.
+    * "log-tanh": z = tanh(log10(y/c)): sharp near the threshold, flat two decades away from it; the best choice
+      measured on limits on a signal strength, which span a hundred decades.
+
+    Attributes:
+        name: one of the four.
+        center: c, in units of y (a threshold).
+        scale: s, in units of y; only "asinh" uses it.
+    """
+
+    name: TransformName = "identity"
+    center: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in TRANSFORMS:
+            raise InvalidProblem(
+                f"transform: the name must be one of {', '.join(TRANSFORMS)}, got {self.name!r}. Choose one of these"
+            )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise InvalidProblem(
+                f"transform {self.name!r}: the scale must be positive and finite, got {self.scale!r}"
+            )
+        if self.positive and self.name == "log-tanh" and not self.center > 0:
+            raise InvalidProblem(
+                f"transform {self.name!r}: the threshold must be positive, got {self.center!r}. "
+                "Use 'identity' or 'asinh' for values of both signs"
+            )
+
+    @property
+    def positive(self) -> bool:
+        """Whether only positive values have an image."""
+        return self.name in ("log", "log-tanh")
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """g(y), same shape; infinite y gives the limit of g, zero under a logarithm gives its lower limit."""
+        match self.name:
+            case "identity":
+                return y
+            case "log":
+                return y.log()
+            case "asinh":
+                return ((y - self.center) / self.scale).asinh()
+            case "log-tanh":
+                return (y / self.center).log10().tanh()
+
+    def slope(self, y: Tensor) -> Tensor:
+        """dg/dy, which carries a standard error from y to z to first order."""
+        match self.name:
+            case "identity":
+                return torch.ones_like(y)
+            case "log":
+                return 1 / y
+            case "asinh":
+                return 1 / ((y - self.center) ** 2 + self.scale**2).sqrt()
+            case "log-tanh":
+                return (1 - self(y) ** 2) / (y * math.log(10))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """The y with g(y) = z; infinite where z lies beyond the range of g."""
+        match self.name:
+            case "identity":
+                return z
+            case "log":
+                return z.exp()
+            case "asinh":
+                return self.center + self.scale * z.sinh()
+            case "log-tanh":
+                return self.center * 10.0 ** z.clamp(-1, 1).atanh()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output of the expensive function and the values at which it matters.
+
+    Attributes:
+        name: as in the outcomes' values.
+        thresholds: ascending; the level sets {f = T} that are sought. A bare number is accepted.
+        transform: see `Transform`.
+        scale: the scale of the "asinh" transform, in the task's units.
+        weight: importance of this task's level set relative to the others.
+        unit: for labels.
+        label: for labels, LaTeX allowed.
+    """
+
+    name: str = "f"
+    thresholds: tuple[float, ...] = (0.0,)
+    transform: TransformName = "identity"
+    scale: float = 1.0
+    weight: float = 1.0
+    unit: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InvalidProblem(f"task: the name must be a non-empty string, got {self.name!r}")
+        given = self.thresholds if isinstance(self.thresholds, Iterable) else (self.thresholds,)
+        try:
+            thresholds = tuple(float(t) for t in given)
+        except (TypeError, ValueError):
+            raise InvalidProblem(
+                f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}"
+            ) from None
+        ascending = all(a < b for a, b in zip(thresholds, thresholds[1:]))
+        if not thresholds or not all(map(math.isfinite, thresholds)) or not ascending:
+            raise InvalidProblem(
+                f"task {self.name!r}: thresholds must be finite and ascending, at least one, got {self.thresholds!r}"
+            )
+        object.__setattr__(self, "thresholds", thresholds)
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise InvalidProblem(
+                f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}"
+            )
+        if self.map.positive and min(thresholds) <= 0:
+            raise InvalidProblem(
+                f"task {self.name!r}: transform {self.transform!r} needs positive thresholds, got {thresholds}. "
+                "Use 'identity' or 'asinh'"
+            )
+
+    @property
+    def map(self) -> Transform:
+        """The transform, centred on the (middle) threshold."""
+        return Transform(self.transform, self.thresholds[len(self.thresholds) // 2], self.scale)
+
+    @property
+    def levels(self) -> Tensor:
+        """The thresholds as the surrogate sees them, shape (k,), ascending."""
+        return self.map(torch.tensor(self.thresholds, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A level-set search: where to look, at which outputs, and which values of them divide the space.
+
+    Attributes:
+        space: the parameters, their ranges and constraints.
+        tasks: the outputs of one evaluation, learnt together. A single `Task` is accepted; the default is one task "f"
+            with threshold 0.
+    """
+
+    space: ParameterSpace
+    tasks: tuple[Task, ...] = (Task(),)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "space", ParameterSpace.of(self.space))
+        tasks = (self.tasks,) if isinstance(self.tasks, Task) else tuple(self.tasks)
+        names = [t.name for t in tasks]
+        if not tasks or len(set(names)) < len(names):
+            raise InvalidProblem(f"problem: needs at least one task and no repeated name, got {names}")
+        object.__setattr__(self, "tasks", tasks)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+        return tuple(t.name for t in self.tasks)
+
+    def task(self, name: str | None = None) -> Task:
+        """The task of this name; without a name the first one."""
+        for task in self.tasks:
+            if name in (None, task.name):
+                return task
+        raise InvalidProblem(
+            f"problem: no task {name!r}, got tasks {list(self.task_names)}. Use one of these"
+        )
+
+    def check(self, outcome: Outcome) -> Outcome:
+        """The outcome, if it fits the tasks: every task has a value, none is unknown, none lies outside its transform.
+
+        Raises:
+            InvalidOutcome: says which task and what to do.
+        """
+        if outcome.error is not None:
+            return outcome
+        known, given = set(self.task_names), set(outcome.values)
+        if given != known:
+            missing, unknown = sorted(known - given), sorted(given - known)
+            raise InvalidOutcome(
+                f"outcome: needs a value for each task {list(self.task_names)}, got missing={missing}, unknown={unknown}. "
+                "Rename the values, or tell a failure if the evaluation did not work"
+            )
+        for task in self.tasks:
+            value = outcome.values[task.name]
+            if task.map.positive and not value > 0:
+                raise InvalidOutcome(
+                    f"outcome of task {task.name!r}: transform {task.transform!r} needs positive values, got {value!r}. "
+                    "Tell a failure, or use the transform 'identity' or 'asinh'"
+                )
+        return outcome
+
+    def to_json(self) -> dict[str, Any]:
+        """The problem as JSON-compatible data."""
+        tasks = [asdict(t) | {"thresholds": list(t.thresholds)} for t in self.tasks]
+        return {"space": self.space.to_json(), "tasks": tasks}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Problem:
+        """The problem that `to_json` wrote."""
+        return cls(ParameterSpace.from_json(data["space"]), tuple(Task(**t) for t in data["tasks"]))

@@ -174,13 +174,8 @@ class ParameterSpace:
     constraints: tuple[Constraint, ...] = ()
 
     def __post_init__(self) -> None:
-        constraints: Any = self.constraints
-        if isinstance(constraints, str | Constraint) or callable(constraints):
-            constraints = (constraints,)
         object.__setattr__(self, "parameters", tuple(self.parameters))
-        object.__setattr__(
-            self, "constraints", tuple(c if isinstance(c, Constraint) else Constraint(c) for c in constraints)
-        )
+        object.__setattr__(self, "constraints", _listed(self.constraints))
         for parameter in self.parameters:
             if not isinstance(parameter, Parameter):
                 raise InvalidSpace(
@@ -207,13 +202,13 @@ class ParameterSpace:
         self._require_allowed_points()
 
     @classmethod
-    def of(cls, given: Any, constraints: Sequence[Any] = ()) -> ParameterSpace:
+    def of(cls, given: Any, constraints: Any = ()) -> ParameterSpace:
         """The space meant by a short form.
 
         Args:
             given: a space (returned as it is), a `Parameter`, a sequence of them, or a mapping from name to
                 (lower, upper), (lower, upper, scale), the fields of a Parameter as a mapping, or a Parameter.
-            constraints: as in `ParameterSpace`; added to those of a space.
+            constraints: as in `ParameterSpace`, or a single one; added to those of a space.
 
         Raises:
             InvalidSpace: anything else.
@@ -223,13 +218,13 @@ class ParameterSpace:
             ('x', 'y')
         """
         if isinstance(given, ParameterSpace):
-            return cls(given.parameters, (*given.constraints, *constraints)) if constraints else given
+            return cls(given.parameters, (*given.constraints, *_listed(constraints))) if constraints else given
         if isinstance(given, Parameter):
-            return cls((given,), tuple(constraints))
+            return cls((given,), _listed(constraints))
         if isinstance(given, Mapping):
-            return cls(tuple(_parameter(name, value) for name, value in given.items()), tuple(constraints))
+            return cls(tuple(_parameter(name, value) for name, value in given.items()), _listed(constraints))
         if isinstance(given, Sequence) and not isinstance(given, str):
-            return cls(tuple(given), tuple(constraints))
+            return cls(tuple(given), _listed(constraints))
         raise InvalidSpace(
             f"space: needs a ParameterSpace, parameters or a mapping, got {given!r}. "
             "Write for example {'x': (0, 1.5), 'y': (1, 10, 'log')}"
@@ -535,7 +530,7 @@ class ParameterSpace:
         assert size is not None
         small = size <= _ENUMERABLE
         # Sobol points would take forever to hit the last ones of a small lattice: these come in random order.
-        patience = 4 * size + 64 if small else _PATIENCE
+        patience = min(4 * size, 2 * _BLOCK) if small else _PATIENCE
         seen: set[bytes] = set()
         rows: list[Tensor] = []
         drawn = 0
@@ -738,6 +733,13 @@ def _parameter(name: Any, value: Any) -> Parameter:
         f"parameter {name!r}: needs (lower, upper) or (lower, upper, scale), got {value!r}. "
         "Use a Parameter for units, steps and labels"
     )
+
+
+def _listed(constraints: Any) -> tuple[Constraint, ...]:
+    """One or several constraints, expressions or functions, as a tuple of constraints."""
+    if isinstance(constraints, str | Constraint) or callable(constraints):
+        constraints = (constraints,)
+    return tuple(c if isinstance(c, Constraint) else Constraint(c) for c in constraints)
 
 
 def _append_new(rows: list[Tensor], seen: set[bytes], u: Tensor) -> None:

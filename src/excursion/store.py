@@ -1,10 +1,10 @@
 """What survives: campaigns, their trials and the log of who did what. Knows no tensors.
 
-A store holds, for each campaign, a specification (JSON) and a growing list of trials. Numbers 0, 1, 2, ... are
-given in the order of asking, places `told` 0, 1, 2, ... in the order of completion; both are unique keys of the
-database, so that two processes can never write the same one. Every method is one transaction: it happens entirely
-or not at all, and what it has returned survives the death of the process and, on a disk that honours flushes, a
-power cut.
+A store holds, for each campaign, a specification (JSON) and a growing list of trials. Numbers 0, 1, 2, ...
+are given in the order of asking, places `told` 0, 1, 2, ... in the order of completion; both are unique
+keys of the database, so that two processes can never write the same one. Every method is one transaction:
+it happens entirely or not at all, and what it has returned survives the death of the process and, on a disk
+that honours flushes, a power cut.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ class Store(AbstractContextManager["Store"]):
         """The log of the campaign, oldest first."""
 
     @abstractmethod
-    def add(
-        self, name: str, proposals: Sequence[Proposal], *, after: int, seeds: Sequence[int]
-    ) -> list[Trial]:
+    def add(self, name: str, proposals: Sequence[Proposal], *, after: int, seeds: Sequence[int]) -> list[Trial]:
         """Append queued trials numbered `after`, `after` + 1, ...: all of them or none.
 
         Args:
@@ -119,7 +117,8 @@ class Store(AbstractContextManager["Store"]):
             The new trials.
 
         Raises:
-            StaleHistory: the campaign does not have exactly `after` trials (any more); read and propose again.
+            StaleHistory: the campaign does not have exactly `after` trials (any more); read and propose
+                again.
             StoreError: not one seed per proposal, or a point or score that is not a number.
         """
 
@@ -193,8 +192,7 @@ def _campaign_json(name: str, spec: Mapping[str, Any]) -> str:
     storable = isinstance(name, str) and "\0" not in name and not any("\ud800" <= c <= "\udfff" for c in name)
     if not storable or not name.strip() or len(name) > _NAME_LENGTH:
         raise StoreError(
-            f"store: a campaign's name must be 1 to {_NAME_LENGTH} characters of text, got {name!r}. "
-            "Choose another"
+            f"store: a campaign's name must be 1 to {_NAME_LENGTH} characters of text, got {name!r}. Choose another"
         )
     try:
         return json.dumps(dict(spec))
@@ -233,8 +231,7 @@ def _queued(name: str, proposals: Sequence[Proposal], after: int, seeds: Sequenc
     """The trials that `add` appends, with plain floats (numpy's would not all be JSON)."""
     if len(seeds) != len(proposals):
         raise StoreError(
-            f"campaign {name!r}: add needs one seed per proposal, "
-            f"got {len(seeds)} seeds for {len(proposals)} proposals"
+            f"campaign {name!r}: add needs one seed per proposal, got {len(seeds)} seeds for {len(proposals)} proposals"
         )
     now = time.time()
     trials = []
@@ -244,9 +241,7 @@ def _queued(name: str, proposals: Sequence[Proposal], after: int, seeds: Sequenc
         score = None if proposal.score is None else float(proposal.score)
         x = {key: float(value) for key, value in proposal.x.items()}
         if any(map(math.isnan, x.values())) or (score is not None and math.isnan(score)):
-            raise StoreError(
-                f"trial {number} of {name!r}: point and score must not be NaN, got {x}, score {score}"
-            )
+            raise StoreError(f"trial {number} of {name!r}: point and score must not be NaN, got {x}, score {score}")
         trials.append(
             Trial(
                 number=number,
@@ -296,9 +291,7 @@ def _finished(name: str, trial: Trial) -> TrialFinished:
 
 def _release_what(name: str, number: int | None, owner: str | None) -> None:
     if number is None and owner is None:
-        raise StoreError(
-            f"campaign {name!r}: release needs a trial number or an owner, got neither. Give one"
-        )
+        raise StoreError(f"campaign {name!r}: release needs a trial number or an owner, got neither. Give one")
 
 
 # --- In memory ----------------------------------------------------------------------------------------------
@@ -318,8 +311,7 @@ class MemoryStore(Store):
 
     def __reduce__(self) -> Any:
         raise StoreError(
-            "MemoryStore: cannot be sent to another process, got pickled. "
-            "Use a SqlStore where processes share a store"
+            "MemoryStore: cannot be sent to another process, got pickled. Use a SqlStore where processes share a store"
         )
 
     def __exit__(self, *_: object) -> None:
@@ -358,9 +350,7 @@ class MemoryStore(Store):
             self._check(name)
             return list(self._events[name])
 
-    def add(
-        self, name: str, proposals: Sequence[Proposal], *, after: int, seeds: Sequence[int]
-    ) -> list[Trial]:
+    def add(self, name: str, proposals: Sequence[Proposal], *, after: int, seeds: Sequence[int]) -> list[Trial]:
         """See `Store.add`."""
         new = _queued(name, proposals, after, seeds)
         with self._lock:
@@ -377,9 +367,7 @@ class MemoryStore(Store):
             trials = self._check(name) if number is None else [self._trial(name, number)]
             for trial in trials:
                 if trial.state == "queued":
-                    return self._put(
-                        name, "claim", replace(trial, state="running", started=time.time(), owner=owner)
-                    )
+                    return self._put(name, "claim", replace(trial, state="running", started=time.time(), owner=owner))
             return None
 
     def release(self, name: str, *, number: int | None = None, owner: str | None = None) -> list[Trial]:
@@ -391,9 +379,7 @@ class MemoryStore(Store):
             for trial in trials:
                 if trial.state == "running" and owner in (None, trial.owner):
                     self._events[name].extend(_events("release", [trial]))
-                    released.append(
-                        self._put(name, None, replace(trial, state="queued", started=None, owner=None))
-                    )
+                    released.append(self._put(name, None, replace(trial, state="queued", started=None, owner=None)))
             return released
 
     def finish(self, name: str, number: int, outcome: Outcome) -> Trial:
@@ -433,8 +419,7 @@ def _copy(trial: Trial) -> Trial:
 
 def _duplicate(where: str, name: str) -> DuplicateCampaign:
     return DuplicateCampaign(
-        f"{where}: a campaign's name can be used once, got {name!r} again. "
-        "Open the campaign or choose another name"
+        f"{where}: a campaign's name can be used once, got {name!r} again. Open the campaign or choose another name"
     )
 
 
@@ -478,9 +463,7 @@ _event = sa.Table(
     "event",
     _schema,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column(
-        "campaign", sa.String(_NAME_LENGTH), sa.ForeignKey("campaign.name"), nullable=False, index=True
-    ),
+    sa.Column("campaign", sa.String(_NAME_LENGTH), sa.ForeignKey("campaign.name"), nullable=False, index=True),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("time", sa.Double, nullable=False),
@@ -531,9 +514,9 @@ class SqlStore(Store):
     """Campaigns in a database that several processes use at once: an SQLite file, or PostgreSQL.
 
     An SQLite file must lie on a disk of this machine, for its locks do not work reliably on network file
-    systems; use PostgreSQL to share a store between machines. Each method opens a connection for one transaction
-    and closes it: nothing is held open in between, so a store may be forked, pickled (by its URL) and dropped at
-    any time.
+    systems; use PostgreSQL to share a store between machines. Each method opens a connection for one
+    transaction and closes it: nothing is held open in between, so a store may be forked, pickled (by its
+    URL) and dropped at any time.
     """
 
     def __init__(self, url: str | os.PathLike[str], *, create: bool = True) -> None:
@@ -545,8 +528,8 @@ class SqlStore(Store):
             create: make the file (its folder must exist) or the tables if there are none.
 
         Raises:
-            StoreError: there is no store (and `create` is False), the file is not an excursion store, or the URL
-                is not understood.
+            StoreError: there is no store (and `create` is False), the file is not an excursion store, or
+                the URL is not understood.
             SchemaMismatch: the store was written by another schema version; it is left as it is.
             MissingExtra: the driver of the database is not installed.
         """
@@ -567,9 +550,7 @@ class SqlStore(Store):
     @property
     def url(self) -> str:
         """Where the store is, without the password: the file's absolute path, or the database's URL."""
-        return str(
-            self._url.database if _is_sqlite(self._url) else self._url.render_as_string(hide_password=True)
-        )
+        return str(self._url.database if _is_sqlite(self._url) else self._url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         """Let go of the engine; no connection is open between calls anyway."""
@@ -602,9 +583,7 @@ class SqlStore(Store):
         t = _trial.c
         with self._transaction("read") as c:
             self._campaign(c, name)
-            rows = c.execute(
-                sa.select(_trial).where(t.campaign == name, t.number >= since).order_by(t.number)
-            ).all()
+            rows = c.execute(sa.select(_trial).where(t.campaign == name, t.number >= since).order_by(t.number)).all()
         return [_from_row(row) for row in rows]
 
     def events(self, name: str) -> list[Event]:
@@ -613,15 +592,11 @@ class SqlStore(Store):
         with self._transaction("read") as c:
             self._campaign(c, name)
             rows = c.execute(
-                sa.select(e.kind, e.number, e.time, e.host, e.pid, e.owner)
-                .where(e.campaign == name)
-                .order_by(e.id)
+                sa.select(e.kind, e.number, e.time, e.host, e.pid, e.owner).where(e.campaign == name).order_by(e.id)
             ).all()
         return [Event(*row) for row in rows]
 
-    def add(
-        self, name: str, proposals: Sequence[Proposal], *, after: int, seeds: Sequence[int]
-    ) -> list[Trial]:
+    def add(self, name: str, proposals: Sequence[Proposal], *, after: int, seeds: Sequence[int]) -> list[Trial]:
         """See `Store.add`."""
         new = _queued(name, proposals, after, seeds)
         with self._transaction("write") as c:
@@ -640,16 +615,12 @@ class SqlStore(Store):
         with self._transaction("write") as c:
             self._campaign(c, name)
             if number is None:
-                number = c.scalar(
-                    sa.select(sa.func.min(t.number)).where(t.campaign == name, t.state == "queued")
-                )
+                number = c.scalar(sa.select(sa.func.min(t.number)).where(t.campaign == name, t.state == "queued"))
                 if number is None:
                     return None
             if self._one(c, name, number).state != "queued":
                 return None
-            return self._change(
-                c, name, "claim", number, {"state": "running", "started": time.time(), "owner": owner}
-            )
+            return self._change(c, name, "claim", number, {"state": "running", "started": time.time(), "owner": owner})
 
     def release(self, name: str, *, number: int | None = None, owner: str | None = None) -> list[Trial]:
         """See `Store.release`."""
@@ -697,8 +668,8 @@ class SqlStore(Store):
     def _campaign(self, c: sa.Connection, name: str) -> Any:
         """The campaign's row, locked until the end of a writing transaction.
 
-        The lock makes the writers of one campaign queue up on PostgreSQL, so that counting and writing are one
-        step (SQLite ignores FOR UPDATE: there the whole transaction is exclusive already).
+        The lock makes the writers of one campaign queue up on PostgreSQL, so that counting and writing are
+        one step (SQLite ignores FOR UPDATE: there the whole transaction is exclusive already).
         """
         query = sa.select(_campaign).where(_campaign.c.name == name)
         if c.get_execution_options()["excursion"] == "write":
@@ -725,14 +696,10 @@ class SqlStore(Store):
         t = _trial.c
         # The condition on the state repeats what was checked: no finished row is written, whatever happens.
         changed = c.execute(
-            _trial.update()
-            .where(t.campaign == name, t.number == number, t.state.in_(PENDING))
-            .values(**values)
+            _trial.update().where(t.campaign == name, t.number == number, t.state.in_(PENDING)).values(**values)
         )
         if changed.rowcount != 1:
-            raise StoreError(
-                f"trial {number} of {name!r}: it changed during a transaction. Report this as a bug"
-            )
+            raise StoreError(f"trial {number} of {name!r}: it changed during a transaction. Report this as a bug")
         trial = self._one(c, name, number)
         if kind:
             self._log(c, name, kind, [trial])
@@ -766,8 +733,7 @@ class SqlStore(Store):
                 return
         if not create:
             raise StoreError(
-                f"store {self.url}: must be an excursion store, got an empty database. "
-                "Create a campaign first"
+                f"store {self.url}: must be an excursion store, got an empty database. Create a campaign first"
             )
         with self._transaction("create") as c:
             # Somebody else may have been faster.
@@ -813,7 +779,7 @@ def _is_sqlite(url: sa.URL) -> bool:
 
 
 def _parse(url: str | os.PathLike[str]) -> sa.URL:
-    """The URL of a database; an SQLite file's path is made absolute, for processes may change their folder."""
+    """The URL of a database; an SQLite path is made absolute, for processes may change their folder."""
     text = os.fspath(url)
     if "://" in text:
         try:
@@ -872,10 +838,10 @@ def _sqlite_rules(engine: sa.Engine) -> None:
     """Transactions that begin when we say so, wait for others, and are on disk when they end.
 
     Python's driver would begin a transaction only at the first INSERT or UPDATE, after our SELECT, which lets
-    two processes read the same state and one of them fail; so it is told to keep out (`isolation_level = None`),
-    and writers take the lock at once (BEGIN IMMEDIATE). WAL lets readers go on during a write. With
-    synchronous=FULL a commit returns when the log is flushed to disk: a few milliseconds for a value that took
-    minutes to compute.
+    two processes read the same state and one of them fail; so it is told to keep out (`isolation_level =
+    None`), and writers take the lock at once (BEGIN IMMEDIATE). WAL lets readers go on during a write. With
+    synchronous=FULL a commit returns when the log is flushed to disk: a few milliseconds for a value that
+    took minutes to compute.
 
     References:
         SQLAlchemy documentation, SQLite dialect, "Enabling Non-Legacy SQLite Transactional Modes";
@@ -894,5 +860,27 @@ def _sqlite_rules(engine: sa.Engine) -> None:
         connection.exec_driver_sql("PRAGMA synchronous = FULL")
         if mode == "create":
             # A property of the file, kept for good.
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        connection.exec_driver_sql("BEGIN" if mode == "read" else "BEGIN IMMEDIATE")
+            _patiently(connection, "PRAGMA journal_mode = WAL")
+        if mode == "read":
+            connection.exec_driver_sql("BEGIN")
+            # Takes the snapshot that the transaction will see.
+            _patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
+        else:
+            _patiently(connection, "BEGIN IMMEDIATE")
+
+
+def _patiently(connection: sa.Connection, statement: str) -> None:
+    """Execute what takes a lock.
+
+    SQLite's own waiting (busy_timeout) is left out where it could mean a deadlock: while the journal mode changes,
+    and while another process recovers or removes the log. These locks are held for milliseconds.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.exec_driver_sql(statement)
+            return
+        except sa.exc.OperationalError as error:
+            if "locked" not in str(error.orig) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)

@@ -1,0 +1,44 @@
+# make demo   the slepton contour from Pythia events, into out/sleptons
+# make test   the whole test suite
+# make check  format, lint, types, layers
+# make bench  timings and evaluations to accuracy
+# make lock   write constraints.txt anew
+#
+# Each installs what it needs into .venv first; a second call finds it there.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := 2.13.0
+PYTEST_ARGS ?=
+
+.PHONY: demo test check bench lock
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-all
+	@$(BIN)/excursion example sleptons --out out/sleptons
+
+# One thread per process: two processes with two threads each are slower on two cores.
+test: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	@scripts/check
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m benchmarks
+
+$(BIN)/python:
+	@scripts/find-python -m venv $(VENV)
+
+$(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) install --quiet -c constraints.txt -e ".[all]"
+	@touch $@
+
+# dev includes all.
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(VENV)/.installed-all $@
+
+lock:
+	@scripts/lock $(TORCH)

@@ -1,1 +1,1 @@
-"""Runnable reinterpretations with real inputs, one module each. Nothing heavy is imported before it is needed."""
+"""Runnable reinterpretations with real inputs, one module each; nothing heavy is imported before its use."""

@@ -1,0 +1,315 @@
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from excursion.errors import ImpossiblePoint, InvalidPoint
+from excursion.examples import sleptons
+from excursion.examples.sleptons import (
+    BINS,
+    CROSS_SECTIONS,
+    Reconstructed,
+    Simulation,
+    background_spec,
+    cross_section,
+    decay,
+    fill,
+    met_significance,
+    select,
+    stransverse_mass,
+)
+
+POINT = {"m_slepton": 400.0, "m_chi": 200.0}
+
+
+def reconstructed(leptons, jets=((0.0, 0.0, 0.0),), met=(-300.0, 0.0), muons=True):
+    return Reconstructed(
+        leptons=np.array([leptons], dtype=float),
+        muons=np.array([muons]),
+        jets=np.array([jets], dtype=float),
+        met=np.array([met], dtype=float),
+    )
+
+
+# Two leptons on the same side, 0.6 rad apart in azimuth and 2 units in rapidity, against 300 GeV of ETmiss.
+GOOD = ((160.0, 1.0, 0.3), (150.0, -1.0, -0.3))
+
+
+def chosen(events):
+    index, weights = select(events)
+    return (BINS[index[0]] if index[0] >= 0 else None), weights[0]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Simulation(events=300)(POINT, seed=5)
+
+
+def test_module_needs_no_generator_to_be_imported():
+    code = (
+        "import sys, excursion.examples.sleptons\n"
+        "print([m for m in ('pythia8mc', 'mt2', 'fastjet', 'awkward', 'pyhf') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("mass", "sigma"), [(100.0, 0.3657), (200.0, 0.03031), (400.0, 0.001859), (800.0, 5.863e-5)])
+def test_cross_section_is_twice_the_published_one(mass, sigma):
+    assert cross_section(mass) == pytest.approx(2 * sigma, rel=1e-12)
+
+
+def test_cross_section_between_the_published_masses_follows_a_power_law():
+    # Between 400 and 440 GeV: exponent from the two published values.
+    power = math.log(CROSS_SECTIONS[440.0] / CROSS_SECTIONS[400.0]) / math.log(1.1)
+    assert cross_section(420.0) == pytest.approx(2 * CROSS_SECTIONS[400.0] * 1.05**power, rel=1e-12)
+
+
+@pytest.mark.parametrize("mass", [49.9, 801.0, math.nan])
+def test_cross_section_is_not_extrapolated(mass):
+    with pytest.raises(ImpossiblePoint, match="tabulated for 50 to 800 GeV"):
+        cross_section(mass)
+
+
+def test_published_counts():
+    spec = background_spec()
+    assert {len(values) for values in spec.values()} == {18}
+    # Sums of the published tables, added up by hand.
+    assert sum(spec["observed"]) == 147 + 120
+    assert sum(spec["background"]) == pytest.approx(144.6 + 124.2)
+    assert BINS[0] == "SR-SF-0J-[100,105)"
+    assert BINS[17] == "SR-SF-1J-[260,inf)"
+
+
+def test_decay_conserves_energy_and_momentum():
+    rng = np.random.default_rng(1)
+    p = rng.normal(scale=200.0, size=(2000, 2, 3))
+    m, chi = 300.0, 120.0
+    sleptons_ = np.concatenate([p, np.sqrt(m**2 + np.sum(p**2, -1, keepdims=True))], -1)
+    leptons, neutralinos = decay(sleptons_, chi, rng)
+    pt, eta, phi = np.moveaxis(leptons, -1, 0)
+    lx, ly, lz = pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)
+    np.testing.assert_allclose(np.stack([lx, ly], -1) + neutralinos, p[..., :2], atol=1e-9)
+    # What is left after the lepton has the neutralino's mass.
+    left = sleptons_[..., 3] - pt * np.cosh(eta)
+    mass2 = left**2 - (p[..., 0] - lx) ** 2 - (p[..., 1] - ly) ** 2 - (p[..., 2] - lz) ** 2
+    np.testing.assert_allclose(mass2, chi**2, rtol=1e-6)
+
+
+def test_decay_is_isotropic_in_the_rest_frame():
+    rest = np.tile([0.0, 0.0, 0.0, 300.0], (20000, 1, 1))
+    leptons, _ = decay(rest, 0.0, np.random.default_rng(2))
+    np.testing.assert_allclose(leptons[..., 0] * np.cosh(leptons[..., 1]), 150.0)
+    cos = np.tanh(leptons[..., 1])
+    assert abs(cos.mean()) < 4 / math.sqrt(3 * 20000)
+    assert np.mean(cos**2) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_selected_event_and_its_weight():
+    name, weight = chosen(reconstructed(GOOD))
+    assert name == "SR-SF-0J-[260,inf)"
+    assert weight == pytest.approx(0.90 * 0.93**2, rel=1e-12)
+    name, weight = chosen(reconstructed(GOOD, muons=False))
+    assert name == "SR-SF-0J-[260,inf)"
+    assert weight == pytest.approx(0.95 * (0.84 + 0.03 * 0.6) * (0.84 + 0.03 * 0.5), rel=1e-12)
+
+
+def test_one_jet_goes_to_the_one_jet_region_and_pays_for_the_b_veto():
+    name, weight = chosen(reconstructed(GOOD, jets=((30.0, 1.0, 2.5), (0.0, 0.0, 0.0))))
+    assert name == "SR-SF-1J-[260,inf)"
+    assert weight == pytest.approx(0.97 * 0.90 * 0.93**2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(reconstructed(((160.0, 1.0, 0.3), (24.9, -1.0, -0.3))), id="soft lepton"),
+        pytest.param(reconstructed(((160.0, 2.61, 0.3), (150.0, -1.0, -0.3))), id="forward muon"),
+        pytest.param(reconstructed(((160.0, 2.48, 0.3), (150.0, 0.4, -0.3)), muons=False), id="forward electron"),
+        pytest.param(reconstructed(((160.0, 0.3, 0.3), (150.0, 0.3, -0.3))), id="mll of a Z"),
+        pytest.param(reconstructed(GOOD, jets=((30.0, 1.0, 2.5), (25.0, -1.0, 2.5))), id="two jets"),
+        pytest.param(reconstructed(GOOD, jets=((30.0, 0.8, 0.2), (0.0, 0.0, 0.0))), id="lepton in a jet"),
+        pytest.param(reconstructed(GOOD, met=(-109.0, 0.0)), id="ETmiss"),
+        pytest.param(reconstructed(GOOD, met=(191.0, 59.0)), id="mT2: ETmiss along a lepton"),
+        pytest.param(reconstructed(((2000.0, 1.0, 0.3), (150.0, -1.0, -0.3))), id="significance"),
+    ],
+)
+def test_rejected_events(events):
+    assert chosen(events) == (None, 0.0)
+
+
+@pytest.mark.parametrize("region", [0, 1])
+@pytest.mark.parametrize(
+    ("mt2", "place"),
+    [
+        *[(99.9, None), (100.1, 0), (104.9, 0), (105.1, 1), (109.9, 1), (110.1, 2), (119.9, 2), (120.1, 3), (139.9, 3)],
+        *[(140.1, 4), (159.9, 4), (160.1, 5), (179.9, 5), (180.1, 6), (219.9, 6), (220.1, 7), (259.9, 7), (260.1, 8)],
+    ],
+)
+def test_mt2_bins(mt2, place, region):
+    # Two (nearly) equal momenta p against ETmiss: the symmetric split is the best one, mT2^2 = 2 p ETmiss.
+    met = mt2 + 12.0
+    p = mt2**2 / (2 * met)
+    jet = (21.0, 0.0, 1.5) if region else (0.0, 0.0, 0.0)
+    index, _ = select(reconstructed(((p, 2.0, 0.01), (p, -2.0, -0.01)), (jet,), met=(-met, 0.0)))
+    assert index[0] == (-1 if place is None else 9 * region + place)
+
+
+def test_forward_jets_are_not_counted():
+    assert chosen(reconstructed(GOOD, jets=((50.0, 2.5, 2.5), (60.0, -3.0, 2.0))))[0] == "SR-SF-0J-[260,inf)"
+
+
+def test_significance_of_a_single_direction():
+    # All of the resolution lies along x: soft term, one muon of 100 GeV (twice), no jet.
+    events = reconstructed(((100.0, 0.0, 0.0), (100.0, 0.0, math.pi)), met=(120.0, 0.0))
+    muon = math.hypot(1.5, 1.0)
+    assert met_significance(events)[0] == pytest.approx(120 / math.sqrt(8.9**2 + 2 * muon**2), rel=1e-12)
+    # Across, only the soft term is left.
+    events = reconstructed(((100.0, 0.0, 0.0), (100.0, 0.0, math.pi)), met=(0.0, 120.0))
+    assert met_significance(events)[0] == pytest.approx(120 / 8.9, rel=1e-9)
+
+
+def test_significance_does_not_change_when_the_event_is_turned():
+    turned = []
+    for angle in (0.0, 1.1):
+        leptons = tuple((pt, eta, phi + angle) for pt, eta, phi in GOOD)
+        met = (-300.0 * math.cos(angle), -300.0 * math.sin(angle))
+        turned.append(met_significance(reconstructed(leptons, ((40.0, 1.0, 2.0 + angle),), met))[0])
+    assert turned[0] == pytest.approx(turned[1], rel=1e-9)
+
+
+def test_mt2_by_brute_force():
+    leptons = np.array([[(120.0, 0.3, 0.4), (90.0, -0.8, -1.9)]])
+    met = np.array([[-60.0, 130.0]])
+    # Definition: minimum over the split of ETmiss of the larger transverse mass.
+    grid = np.linspace(-400, 400, 1601)
+    qx, qy = np.meshgrid(grid, grid)
+
+    def transverse_mass2(lepton, x, y):
+        pt, _, phi = lepton
+        return 2 * pt * (np.hypot(x, y) - x * math.cos(phi) - y * math.sin(phi))
+
+    larger = np.maximum(
+        transverse_mass2(leptons[0, 0], qx, qy), transverse_mass2(leptons[0, 1], met[0, 0] - qx, met[0, 1] - qy)
+    )
+    assert stransverse_mass(leptons, met)[0] == pytest.approx(math.sqrt(larger.min()), rel=2e-3)
+
+
+def test_same_seed_same_yields_other_seed_other_yields(small):
+    again = Simulation(events=300)(POINT, seed=5)
+    other = Simulation(events=300)(POINT, seed=6)
+    assert again.nominal == small.nominal
+    assert again.errors == small.errors
+    assert other.nominal != small.nominal
+
+
+def test_yields_scale_with_luminosity(small):
+    double = Simulation(events=300, luminosity=278.0)(POINT, seed=5)
+    np.testing.assert_allclose(double.nominal, 2 * np.array(small.nominal), rtol=1e-12)
+    np.testing.assert_allclose(double.errors, 2 * np.array(small.errors), rtol=1e-12)
+
+
+def test_all_weight_adds_up_to_cross_section_times_luminosity():
+    produced = 1000 * cross_section(400.0) * 139
+    index = np.random.default_rng(0).integers(0, 18, 60)
+    nominal, errors = fill(index, np.ones(60), generated=20, produced=produced)
+    assert nominal.sum() == pytest.approx(1000 * 2 * 0.001859 * 139, rel=1e-12)
+    # Three measurements of each of 20 pairs: at least one and at most three of them share a bin.
+    assert np.all(errors**2 >= nominal * produced / 60 * (1 - 1e-12))
+    assert np.all(errors**2 <= 3 * nominal * produced / 60)
+
+
+def test_errors_count_pairs_not_their_measurements():
+    # Two pairs; the first lands in bin 3 with all of its four measurements, the second nowhere.
+    index = np.array([3, 3, 3, 3, -1, -1, -1, -1])
+    nominal, errors = fill(index, np.where(index >= 0, 0.5, 0.0), generated=2, produced=10.0)
+    assert nominal[3] == pytest.approx(2.5)
+    assert errors[3] == pytest.approx(2.5)
+    assert nominal.sum() == nominal[3]
+
+
+def test_yields_of_a_real_run(small):
+    assert len(small.nominal) == len(small.errors) == 18
+    produced = 1000 * 2 * 0.001859 * 139
+    assert small.info["produced"] == pytest.approx(produced, rel=1e-9)
+    assert small.info["acceptance"] == pytest.approx(sum(small.nominal) / produced, rel=1e-9)
+    # A quarter of the pairs is seen (0.27 with many events), and the endpoint (m^2 - m_chi^2) / m is at 300 GeV.
+    assert small.info["acceptance"] == pytest.approx(0.27, abs=0.05)
+    assert 0 < small.nominal[8] < small.nominal[6]
+
+
+def test_errors_describe_the_spread_of_seeds():
+    runs = [Simulation(events=100)(POINT, seed=seed) for seed in range(12)]
+    totals = np.array([run.nominal for run in runs]).sum(axis=1)
+    errors = np.mean([np.hypot.reduce(run.errors) for run in runs])
+    # Bins are correlated through the pairs, so the errors of the bins in quadrature are a lower bound, nearly.
+    assert 0.5 * errors < totals.std(ddof=1) < 2.5 * errors
+
+
+def test_no_sensitivity_is_a_result_not_an_error():
+    yields = Simulation(events=100)({"m_slepton": 300.0, "m_chi": 295.0}, seed=1)
+    assert yields.nominal == (0.0,) * 18
+    assert yields.errors == (0.0,) * 18
+
+
+def test_massless_neutralino_and_hadron_fidelity():
+    yields = Simulation(events=60, fidelity="hadron")({"m_slepton": 500.0, "m_chi": 0.0}, seed=1)
+    assert yields.info["fidelity"] == "hadron"
+    assert yields.info["generated"] == 60
+    assert 0.2 < yields.info["acceptance"] < 0.6
+
+
+@pytest.mark.parametrize(
+    "x",
+    [{"m_slepton": 300.0, "m_chi": 300.0}, {"m_slepton": 300.0, "m_chi": 400.0}, {"m_slepton": 300.0, "m_chi": -1.0}],
+)
+def test_beyond_the_kinematic_edge(x):
+    with pytest.raises(ImpossiblePoint, match="0 <= m_chi < m_slepton"):
+        Simulation(events=10)(x, seed=1)
+
+
+def test_no_cross_section_no_simulation():
+    with pytest.raises(ImpossiblePoint, match="tabulated for 50 to 800"):
+        Simulation(events=10)({"m_slepton": 900.0, "m_chi": 1.0}, seed=1)
+
+
+def test_a_point_that_pythia_refuses():
+    # 2 x 7 TeV do not fit into 13 TeV; Simulation never gets there, the generator's own check does.
+    with pytest.raises(ImpossiblePoint, match="Pythia must accept the point"):
+        sleptons.generate(7000.0, 1.0, 10, "parton", 1)
+
+
+def test_missing_mass():
+    with pytest.raises(InvalidPoint, match="needs m_slepton and m_chi"):
+        Simulation(events=10)({"m_slepton": 300.0}, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"events": 0}, "events >= 1"),
+        ({"decays": 3}, "even number of decays"),
+        ({"decays": 0}, "even number of decays"),
+        ({"luminosity": 0.0}, "luminosity > 0"),
+        ({"fidelity": "fast"}, "fidelity must be one of"),
+    ],
+)
+def test_bad_settings(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Simulation(**settings)
+
+
+def test_the_recipe_travels():
+    assert pickle.loads(pickle.dumps(Simulation(events=7))) == Simulation(events=7)
+
+
+def test_nothing_is_printed():
+    code = (
+        "from excursion.examples.sleptons import Simulation\n"
+        "Simulation(events=20)({'m_slepton': 300.0, 'm_chi': 100.0}, seed=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -28,8 +28,10 @@ __all__ = [
     "Profile",
     "auxiliary_parameters",
     "compile_model",
+    "derivatives",
     "expected_rates",
     "first_guess",
+    "half_deviance",
     "minimise",
     "response",
 ]
@@ -60,11 +62,10 @@ class Likelihood:
     layers: tuple[tuple[Array, Array], ...]  # linear factors: (positions in X, parameters); a position once a layer
     norm_parameters: Array  # (n,)
     norm_logs: Array  # (2, n, X): ln hi, ln lo
-    norm_powers: Array | None  # (7, n, X): polynomial inside [-1, 1] (code4), or None (code1)
+    norm_powers: Array  # (7, n, X): the polynomial inside [-1, 1]
     shift_parameters: Array  # (h,)
     shift_even: Array  # (h, X): (up - down) / 16 ...
     shift_odd: Array  # (h, X): ... and (up + down) / 2
-    smooth_shift: bool  # code4p, or the piecewise linear code0
     gauss: Array  # parameters constrained by a Gaussian,
     width: Array  # with this standard deviation
     poisson: Array  # parameters constrained by a Poisson term
@@ -85,18 +86,16 @@ class Data:
     poisson: Array
 
 
-def _shift_shape(alpha: Array, smooth: bool) -> tuple[Array, Array, Array]:
-    """The even part of the interpolation of a histosys, with its derivatives.
+def _shift_shape(alpha: Array) -> tuple[Array, Array, Array]:
+    """The even part of the interpolation of a histosys ("code4p"), with its derivatives.
 
-    8 |alpha| outside [-1, 1]; inside 15 a^2 - 10 a^4 + 3 a^6 (code4p), which is twice differentiable at the joints.
+    8 |alpha| outside [-1, 1]; inside 15 a^2 - 10 a^4 + 3 a^6, which is twice differentiable at the joints.
     """
-    value, first, second = 8 * np.abs(alpha), 8 * np.sign(alpha), np.zeros_like(alpha)
-    if smooth:
-        a = np.clip(alpha, -1.0, 1.0)
-        inside = np.abs(alpha) < 1
-        value = np.where(inside, a**2 * (15 - 10 * a**2 + 3 * a**4), value)
-        first = np.where(inside, a * (30 - 40 * a**2 + 18 * a**4), first)
-        second = np.where(inside, 30 - 120 * a**2 + 90 * a**4, second)
+    a = np.clip(alpha, -1.0, 1.0)
+    inside = np.abs(alpha) < 1
+    value = np.where(inside, a**2 * (15 - 10 * a**2 + 3 * a**4), 8 * np.abs(alpha))
+    first = np.where(inside, a * (30 - 40 * a**2 + 18 * a**4), 8 * np.sign(alpha))
+    second = np.where(inside, 30 - 120 * a**2 + 90 * a**4, 0.0)
     return value, first, second
 
 
@@ -106,8 +105,6 @@ def _norm_factors(model: Likelihood, theta: Array) -> tuple[Array, Array, Array]
     log_hi, log_lo = model.norm_logs
     slope = np.where(alpha >= 0, log_hi, -log_lo)
     value, curvature = np.exp(alpha * slope), np.zeros_like(slope)
-    if model.norm_powers is None:
-        return value, slope, curvature
     inside = (np.abs(alpha) < 1)[:, 0]
     if inside.any():
         powers = model.norm_powers[:, inside]
@@ -145,7 +142,7 @@ def _sample_rates(model: Likelihood, theta: Array) -> tuple[Array, Array]:
     additive = model.nominal
     if model.shift_parameters.size:
         alpha = theta[model.shift_parameters]
-        even = _shift_shape(alpha, model.smooth_shift)[0]
+        even = _shift_shape(alpha)[0]
         additive = additive + alpha @ model.shift_odd + even @ model.shift_even
     product = np.ones_like(additive)
     for positions, parameters in model.layers:
@@ -161,7 +158,7 @@ def expected_rates(model: Likelihood, theta: Array) -> Array:
     return (additive * product).reshape(model.signal.size, -1).sum(axis=0)
 
 
-def _value(model: Likelihood, data: Data, theta: Array) -> float:
+def half_deviance(model: Likelihood, data: Data, theta: Array) -> float:
     """Minus the log-likelihood ratio to the saturated model; infinite where a rate cannot have made the counts."""
     # Deviance form: no large constants, so that differences keep their digits.
     expected = np.concatenate([expected_rates(model, theta), model.tau * theta[model.poisson]])
@@ -174,8 +171,8 @@ def _value(model: Likelihood, data: Data, theta: Array) -> float:
     return float(total + 0.5 * pulls @ pulls)
 
 
-def _derivatives(model: Likelihood, data: Data, theta: Array) -> tuple[Array, Array]:
-    """Gradient (N,) and Hessian (N, N) of `_value`."""
+def derivatives(model: Likelihood, data: Data, theta: Array) -> tuple[Array, Array, Array]:
+    """Gradient (N,) and Hessian (N, N) of `half_deviance`, and the diagonal (N,) of the Fisher information."""
     n, samples, bins = theta.size, model.signal.size, model.bins
     # A factor of exactly zero has no logarithmic derivative; this floor changes rates by less than rounding.
     theta = np.where(np.abs(theta) < 1e-60, 1e-60, theta)
@@ -196,7 +193,7 @@ def _derivatives(model: Likelihood, data: Data, theta: Array) -> tuple[Array, Ar
     shift = None
     if model.shift_parameters.size:
         rows = model.shift_parameters
-        _, first, second = _shift_shape(theta[rows], model.smooth_shift)
+        _, first, second = _shift_shape(theta[rows])
         shift = (model.shift_odd + first[:, None] * model.shift_even) * product
         jacobian[rows] += shift
         curved[rows] += 2 * shift * slope[rows] + second[:, None] * model.shift_even * product
@@ -222,7 +219,10 @@ def _derivatives(model: Likelihood, data: Data, theta: Array) -> tuple[Array, Ar
     inside = theta[model.poisson]
     gradient[model.poisson] += model.tau - data.poisson / inside
     hessian[model.poisson, model.poisson] += data.poisson / inside**2
-    return gradient, hessian
+    fisher = (total**2 / np.maximum(expected, 1e-300)).sum(axis=1)
+    fisher[model.gauss] += model.width**-2
+    fisher[model.poisson] += model.tau / np.maximum(inside, 1e-300)
+    return gradient, hessian, fisher
 
 
 def compile_model(model: Any, tensorlib: Any) -> Likelihood:
@@ -232,13 +232,13 @@ def compile_model(model: Any, tensorlib: Any) -> Likelihood:
         InvalidProblem: modifiers or interpolations outside HistFactory; rates or constraints unlike pyhf's.
     """
     config = model.config
-    settings = {"normsys": "code4", "histosys": "code4p"}
-    settings |= {k: v["interpcode"] for k, v in config.modifier_settings.items() if "interpcode" in v}
-    for kind, known in (("normsys", ("code1", "code4")), ("histosys", ("code0", "code4p"))):
-        if settings[kind] not in known:
+    # The other interpolations have kinks, where a fit by derivatives may get stuck.
+    for kind, known in (("normsys", "code4"), ("histosys", "code4p")):
+        code = config.modifier_settings.get(kind, {}).get("interpcode", known)
+        if code != known:
             raise InvalidProblem(
-                f"HistFactory model: the interpolation of {kind} must be one of {known}, got {settings[kind]!r}. "
-                "Choose one of them in modifier_settings"
+                f"HistFactory model: the interpolation of {kind} must be {known!r}, got {code!r}. "
+                "Leave out modifier_settings"
             )
     samples, channels = list(config.samples), dict(config.channel_slices)
     bins = sum(config.channel_nbins.values())
@@ -321,11 +321,10 @@ def compile_model(model: Any, tensorlib: Any) -> Likelihood:
         layers=_layers(linear),
         norm_parameters=np.array(list(norms), dtype=int),
         norm_logs=logs,
-        norm_powers=_norm_polynomials(logs) if settings["normsys"] == "code4" else None,
+        norm_powers=_norm_polynomials(logs),
         shift_parameters=np.array(list(shifts), dtype=int),
         shift_even=moves[0],
         shift_odd=moves[1],
-        smooth_shift=settings["histosys"] == "code4p",
         gauss=np.array(gauss, dtype=int),
         width=np.array(width, dtype=np.float64),
         poisson=np.array(poisson, dtype=int),
@@ -382,7 +381,7 @@ def _compare_with_pyhf(compiled: Likelihood, model: Any, tensorlib: Any) -> None
             logpdf = tensorlib.tolist(model.constraint_logpdf(tensorlib.astensor(aux.tolist()), tensor))
             logpdf = float(np.ravel(logpdf)[0])
         rates = expected_rates(compiled, theta)
-        constraint = -(_value(compiled, data, theta) - float(rates.sum()))
+        constraint = -(half_deviance(compiled, data, theta) - float(rates.sum()))
         if reference is None:
             reference = logpdf - constraint
         # 32-bit tensor libraries agree to 1e-6 only.
@@ -451,7 +450,7 @@ class Fit:
 
 
 def minimise(model: Likelihood, data: Data, start: Array, mu: float | None) -> Fit:
-    """Minimise `_value` within the bounds, with mu fixed unless None.
+    """Minimise `half_deviance` within the bounds, with mu fixed unless None.
 
     Newton's method with exact second derivatives, projected on the bounds, damped (Levenberg-Marquardt) where a full
     step would not decrease the function: for large damping it is scaled steepest descent.
@@ -466,18 +465,19 @@ def minimise(model: Likelihood, data: Data, start: Array, mu: float | None) -> F
     else:
         free[model.poi] = False
         theta[model.poi] = mu
-    value = _value(model, data, theta)
+    value = half_deviance(model, data, theta)
     damping, decrease = 0.0, math.inf
     for _ in range(500):
         if not math.isfinite(value):
             break
-        gradient, hessian = _derivatives(model, data, theta)
+        gradient, hessian, fisher = derivatives(model, data, theta)
         stuck = ((theta <= model.lower) & (gradient > 0)) | ((theta >= model.upper) & (gradient < 0))
         move = np.flatnonzero(free & ~stuck)
         if not move.size:
             return Fit(theta, value)
         gradient, hessian = gradient[move], hessian[np.ix_(move, move)]
-        scale = np.maximum(np.abs(np.diag(hessian)), 1e-30)
+        # Without counts the curvature may vanish; the Fisher information still knows the scale.
+        scale = np.maximum(np.abs(np.diag(hessian)), fisher[move]) + 1e-30
         accepted = False
         while damping < 1e14:
             _, step, failed = dposv(hessian + np.diag(damping * scale), -gradient)
@@ -487,7 +487,7 @@ def minimise(model: Likelihood, data: Data, start: Array, mu: float | None) -> F
                 decrease = float(-gradient @ (trial[move] - theta[move]))
                 if damping == 0.0 and 0 <= decrease < 1e-10 + 1e-14 * abs(value):
                     return Fit(theta, value)
-                new = _value(model, data, trial) if decrease > 0 else math.inf
+                new = half_deviance(model, data, trial) if decrease > 0 else math.inf
                 if new <= value - 1e-4 * decrease:
                     accepted = True
                     break

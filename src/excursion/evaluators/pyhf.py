@@ -26,6 +26,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -604,15 +605,18 @@ def _prepare(model: Any, data: Any, measurement: str | None, poi: str) -> tuple[
     """pyhf's model of whatever was given, compiled, with its data."""
     pyhf = _pyhf()
     try:
-        if isinstance(model, Mapping) and "observations" in model:
-            model = pyhf.Workspace(model)
-        if isinstance(model, pyhf.Workspace):
-            workspace = model
-            model = workspace.model(measurement_name=measurement)
-            if data is None:
-                data = workspace.data(model, include_auxdata=False)
-        elif isinstance(model, Mapping):
-            model = pyhf.Model(dict(model), poi_name=poi)
+        with warnings.catch_warnings():
+            # pyhf 0.7 validates with an old interface of jsonschema.
+            warnings.filterwarnings("ignore", message="jsonschema.RefResolver is deprecated")
+            if isinstance(model, Mapping) and "observations" in model:
+                model = pyhf.Workspace(model)
+            if isinstance(model, pyhf.Workspace):
+                workspace = model
+                model = workspace.model(measurement_name=measurement)
+                if data is None:
+                    data = workspace.data(model, include_auxdata=False)
+            elif isinstance(model, Mapping):
+                model = pyhf.Model(dict(model), poi_name=poi)
     except (
         pyhf.exceptions.InvalidSpecification,
         pyhf.exceptions.InvalidMeasurement,

@@ -1,4 +1,4 @@
-"""The loop's memory: ask for points, tell what came back. All state is in the store; everything else is a pure function."""
+"""The loop's memory: ask for points, tell what came back. All state is in the store; the rest is pure functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from . import levelset
 from .acquisition import SUR, Acquisition, Search, Sobol, Target, acquisition_from_json, select
 from .acquisition.criteria import acquisition_to_json
-from .data import FINISHED, INFORMATIVE, Observations, Outcome, Proposal, Trial
+from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
 from .errors import InvalidPoint, InvalidProblem, InvalidStrategy, StaleHistory, UnknownCampaign
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
-from .surrogate import GaussianProcess, Posterior, Surrogate
+from .surrogate import GaussianProcess, Observations, Posterior, Surrogate
 
 #: Version of the JSON that describes problem and strategy.
 SPEC_VERSION = 1

@@ -1,4 +1,4 @@
-"""What we know: proposals, trials and their outcomes. Plain records, no I/O."""
+"""What we know: proposals, trials and their outcomes. Plain records, no I/O, no torch: workers load this."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from .errors import InvalidOutcome, ShapeError
+from .errors import InvalidOutcome
 
 State = Literal["queued", "running", "complete", "censored", "failed", "invalid"]
 #: Trials in these states may still be told an outcome.
@@ -166,46 +163,3 @@ class Job:
     x: Mapping[str, float]
     number: int = 0
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Observations:
-    """What a surrogate is fitted to: finite values of all tasks at points of the unit cube.
-
-    Attributes:
-        u: points, shape (n, d).
-        z: transformed values per task, shape (n, t).
-        variance: known variances of z, shape (n, t); 0 where none is known.
-        side: shape (n, t); 0: z is the value, +1 (-1): the true value lies above (below) z.
-
-    Raises:
-        ShapeError: shapes that do not fit, values that are not finite, negative variances.
-    """
-
-    u: Tensor
-    z: Tensor
-    variance: Tensor
-    side: Tensor
-
-    def __post_init__(self) -> None:
-        shapes = [tuple(a.shape) for a in (self.u, self.z, self.variance, self.side)]
-        if self.u.ndim != 2 or self.z.ndim != 2 or len(self.u) != len(self.z) or len(set(shapes[1:])) > 1:
-            raise ShapeError(f"observations: need u (n, d) and z, variance, side (n, t), got {shapes}")
-        if (
-            not all(torch.isfinite(a).all() for a in (self.u, self.z, self.variance))
-            or (self.variance < 0).any()
-        ):
-            raise ShapeError(
-                f"observations: must be finite with variances >= 0, got z={self.z.tolist()}, "
-                f"variance={self.variance.tolist()}. Leave out failed trials"
-            )
-
-    @classmethod
-    def exact(cls, u: Tensor, z: Tensor, variance: Tensor | None = None) -> Observations:
-        """Observations without censoring; z of shape (n,) is one task."""
-        z = z if z.ndim == 2 else z[:, None]
-        variance = torch.zeros_like(z) if variance is None else variance.reshape(z.shape)
-        return cls(u, z, variance, torch.zeros_like(z))
-
-    def __len__(self) -> int:
-        return len(self.u)

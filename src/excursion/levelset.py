@@ -130,7 +130,8 @@ def conditional_entropy(u: Tensor, r: Tensor, order: int = 32) -> Tensor:
     H(Phi(u)) minus this is the mutual information between the class and the look (nats).
 
     References:
-        Letham et al. (2022), section 3, for a probit likelihood; the Gaussian case follows from p+ = Phi((u + sqrt(1-r) Z)/sqrt(r)).
+        Letham et al. (2022), section 3, for a probit likelihood; the Gaussian case follows from
+        p+ = Phi((u + sqrt(1-r) Z)/sqrt(r)).
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     weights = weights / weights.sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -127,7 +128,7 @@ class Task:
             raise InvalidProblem(
                 f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}"
             ) from None
-        ascending = all(a < b for a, b in zip(thresholds, thresholds[1:]))
+        ascending = all(a < b for a, b in itertools.pairwise(thresholds))
         if not thresholds or not all(map(math.isfinite, thresholds)) or not ascending:
             raise InvalidProblem(
                 f"task {self.name!r}: thresholds must be finite and ascending, at least one, got {self.thresholds!r}"
@@ -201,15 +202,15 @@ class Problem:
         if given != known:
             missing, unknown = sorted(known - given), sorted(given - known)
             raise InvalidOutcome(
-                f"outcome: needs a value for each task {list(self.task_names)}, got missing={missing}, unknown={unknown}. "
-                "Rename the values, or tell a failure if the evaluation did not work"
+                f"outcome: needs a value for each task {list(self.task_names)}, got missing={missing}, "
+                f"unknown={unknown}. Rename the values, or tell a failure if the evaluation did not work"
             )
         for task in self.tasks:
             value = outcome.values[task.name]
             if task.map.positive and not value > 0:
                 raise InvalidOutcome(
-                    f"outcome of task {task.name!r}: transform {task.transform!r} needs positive values, got {value!r}. "
-                    "Tell a failure, or use the transform 'identity' or 'asinh'"
+                    f"outcome of task {task.name!r}: transform {task.transform!r} needs positive values, "
+                    f"got {value!r}. Tell a failure, or use the transform 'identity' or 'asinh'"
                 )
         return outcome
 

@@ -244,9 +244,7 @@ def acquisition_from_json(data: Mapping[str, Any]) -> Acquisition:
     settings = dict(data)
     name = settings.pop("type", None)
     if name not in CRITERIA:
-        raise InvalidStrategy(
-            f"criterion: must be one of {', '.join(CRITERIA)}, got {name!r}. Use one of these"
-        )
+        raise InvalidStrategy(f"criterion: must be one of {', '.join(CRITERIA)}, got {name!r}. Use one of these")
     try:
         return CRITERIA[name](**settings)
     except TypeError as error:

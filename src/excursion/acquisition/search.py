@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -79,9 +80,7 @@ def integration_set(interest: Tensor, n: int, generator: torch.Generator) -> tup
     total = interest.sum()
     density = 0.85 * interest / total + 0.15 * uniform if total > 1e-12 * len(interest) else uniform
     # Systematic sampling: one uniform number, low variance.
-    ticks = (
-        torch.arange(n, dtype=interest.dtype) + torch.rand((), generator=generator, dtype=interest.dtype)
-    ) / n
+    ticks = (torch.arange(n, dtype=interest.dtype) + torch.rand((), generator=generator, dtype=interest.dtype)) / n
     index = torch.searchsorted(density.cumsum(0).contiguous(), ticks).clamp_max(len(interest) - 1)
     return index, uniform[index] / density[index] / n
 
@@ -120,80 +119,132 @@ def select(
     generator = torch.Generator().manual_seed(seed % 2**63)
     pool = space.sample(0, search.pool_size(space.dim), seed % 2**31)
     interest = target.interest(*posterior.marginal(pool))
-    index, weight = integration_set(interest, search.integration, generator)
+    index, weight = integration_set(interest, search.integration if acquisition.looks_ahead else 0, generator)
     at = pool[index]
 
     if search.batch == "poisson-disc":
-        score = _score(acquisition, posterior, target, pool, at, weight)
-        free = _not_taken(pool, taken)
-        chosen = poisson_disc(pool[free], score[free], taken, n, generator)
-        return pool[free][chosen], score[free][chosen]
+        free = pool[_not_taken(pool, taken)]
+        worth = torch.cat(
+            [
+                acquisition.score(_Field.of(posterior, c, at).prospect(posterior.noise, target, weight, slice(None)))
+                for c in free.split(2048)
+            ]
+        )
+        chosen = poisson_disc(free, worth, taken, n, generator)
+        return free[chosen], worth[chosen]
 
+    size = search.candidates + 8 * n
+    candidates = _candidates(pool, interest, taken, size, generator)
+    if len(candidates) < n:  # a coarse lattice, nearly used up: everything that is left, or SpaceExhausted
+        left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
+        candidates = left[_not_taken(left, taken)]
+    field = _Field.of(posterior, candidates, at)
+
+    def score(f: _Field, i: Tensor | slice = slice(None)) -> Tensor:
+        return acquisition.score(f.prospect(posterior.noise, target, weight, i))
+
+    stale = score(field)
     picks, scores = [], []
     while len(picks) < n:
-        candidates = _candidates(
-            pool, target.interest(*posterior.marginal(pool)), taken, search.candidates, generator
-        )
-        score = _score(acquisition, posterior, target, candidates, at, weight)
+        if search.batch == "joint" and picks:
+            best, value, stale = _lazy_argmax(stale, lambda i, f=field: score(f, i))
+        else:
+            best = int(stale.argmax())
+            value = stale[best]
+        pick = candidates[best]
         for shrink in range(search.polish):
-            near = _around(candidates, score, space, taken, 0.08 / 4**shrink, generator)
+            fresh = torch.cat([taken, *(p[None] for p in picks)])
+            near = _around(
+                candidates[_top(stale, best, 5)] if shrink == 0 else pick[None], space, fresh, shrink, generator
+            )
             if len(near):
-                candidates = torch.cat([candidates, near])
-                score = torch.cat([score, _score(acquisition, posterior, target, near, at, weight)])
-        count = n if search.batch == "top" else 1
-        best = _distinct(candidates, score, count)
-        if not len(best):
-            left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)  # raises SpaceExhausted
-            candidates = left[_not_taken(left, taken)]
-            score = _score(acquisition, posterior, target, candidates, at, weight)
-            best = _distinct(candidates, score, count)
-            if not len(best):
-                raise SpaceExhausted(
-                    f"search: needs {n - len(picks)} more allowed points, got none that has not been asked. "
-                    "Use a finer step or stop here"
-                )
-        for b in best[: n - len(picks)].tolist():
-            picks.append(candidates[b])
-            scores.append(score[b])
-        chosen = torch.stack(picks[-len(best) :])
-        taken = torch.cat([taken, chosen])
-        if len(picks) < n:
-            posterior = posterior.condition(chosen)
+                worth = score(_Field.of(posterior, near, at))
+                if worth.max() > value:
+                    pick, value = near[worth.argmax()], worth.max()
+        picks.append(pick)
+        scores.append(value)
+        # Never the same point twice, nor a neighbour on the lattice that is the same point after rounding.
+        stale = torch.where((candidates - pick).abs().amax(1) < 1e-9, -math.inf, stale)
+        if stale.isneginf().all() and len(picks) < n:
+            raise SpaceExhausted(
+                f"search: needs {n} allowed points, got {len(picks)} that have not been asked. "
+                "Use a finer step or a smaller batch"
+            )
+        if search.batch == "joint" and len(picks) < n:
+            field = field.after(posterior, pick)
+            posterior = posterior.condition(pick[None])
     return torch.stack(picks), torch.stack(scores)
 
 
-def _score(
-    acquisition: Acquisition,
-    posterior: Posterior,
-    target: Target,
-    candidates: Tensor,
-    at: Tensor,
-    weight: Tensor,
-) -> Tensor:
-    """Scores (c,) of the candidates (c, d); in chunks, so that memory stays below about 100 MB per task."""
-    if not acquisition.looks_ahead:
-        at, weight = at[:0], weight[:0]
-    at_mean, at_variance = posterior.marginal(at) if len(at) else (torch.zeros(0), torch.zeros(0))
-    parts = []
-    for c in candidates.split(2048):
-        mean, variance = posterior.marginal(c)
-        cross = posterior.cross(at, c) if len(at) else torch.zeros(0)
-        parts.append(
-            acquisition.score(
-                Prospect(
-                    mean,
-                    variance,
-                    posterior.noise,
-                    target.levels,
-                    target.weights,
-                    at_mean,
-                    at_variance,
-                    weight,
-                    cross,
-                )
-            )
+@dataclass(frozen=True)
+class _Field:
+    """The belief at candidates and integration points, cheap to update after a pick (rank-one downdates)."""
+
+    candidates: Tensor
+    at: Tensor
+    mean: Tensor
+    variance: Tensor
+    at_mean: Tensor
+    at_variance: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, posterior: Posterior, candidates: Tensor, at: Tensor) -> _Field:
+        """Evaluate the belief; without integration points for criteria that do not look ahead."""
+        mean, variance = posterior.marginal(candidates)
+        at_mean, at_variance = posterior.marginal(at) if len(at) else (mean[:, :0], mean[:, :0])
+        cross = posterior.cross(at, candidates) if len(at) else mean[:, None, :][:, :0]
+        return cls(candidates, at, mean, variance, at_mean, at_variance, cross)
+
+    def prospect(self, noise: Tensor, target: Target, weight: Tensor, i: Tensor | slice) -> Prospect:
+        """What a criterion sees of the candidates i."""
+        return Prospect(
+            self.mean[:, i],
+            self.variance[:, i],
+            noise,
+            target.levels,
+            target.weights,
+            self.at_mean,
+            self.at_variance,
+            weight,
+            self.cross[:, :, i],
         )
-    return torch.cat(parts)
+
+    def after(self, posterior: Posterior, pick: Tensor) -> _Field:
+        """The same field when an observation at ``pick`` (d,) is expected; ``posterior`` is the belief before."""
+        row = posterior.cross(pick[None], torch.cat([self.at, self.candidates]))[:, 0]
+        seen = posterior.marginal(pick[None])[1][:, 0] + posterior.noise
+        at, candidates = row[:, : len(self.at)], row[:, len(self.at) :]
+        return replace(
+            self,
+            variance=(self.variance - candidates**2 / seen[:, None]).clamp_min(1e-300),
+            at_variance=(self.at_variance - at**2 / seen[:, None]).clamp_min(1e-300),
+            cross=self.cross - at[:, :, None] * candidates[:, None, :] / seen[:, None, None],
+        )
+
+
+def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int = 64) -> tuple[int, Tensor, Tensor]:
+    """Index and value of the largest fresh score, computed only where the stale one could still be the largest.
+
+    Conditioning on a pick makes the other points less worth, as a rule, so stale scores are upper bounds (Minoux 1978,
+    lazy greedy). Up to ``chunk`` candidates this is the full search.
+    """
+    order = stale.argsort(descending=True)
+    updated = stale.clone()
+    best, seen = -math.inf, order[:0]
+    for i in order.split(chunk):
+        if float(stale[i[0]]) <= best:
+            break
+        updated[i] = torch.where(stale[i].isneginf(), stale[i], fresh(i))
+        best = max(best, float(updated[i].max()))
+        seen = torch.cat([seen, i])
+    winner = int(seen[updated[seen].argmax()])
+    return winner, updated[winner], updated
+
+
+def _top(score: Tensor, best: int, n: int) -> Tensor:
+    """Indices of the n best scores, ``best`` among them."""
+    return torch.unique(torch.cat([score.topk(min(n, len(score))).indices, torch.tensor([best])]))
 
 
 def _not_taken(u: Tensor, taken: Tensor) -> Tensor:
@@ -208,40 +259,18 @@ def _candidates(pool: Tensor, interest: Tensor, taken: Tensor, n: int, generator
     keys = torch.rand(2, len(pool), generator=generator, dtype=pool.dtype).clamp_min(1e-300)
     anywhere = keys[0].topk(min(n // 3, len(pool))).indices
     # Weighted sampling without replacement (Efraimidis and Spirakis 2006): largest log(uniform)/weight.
-    near = (
-        (keys[1].log() / (interest + 1e-9 * interest.max() + 1e-300)).topk(min(n - n // 3, len(pool))).indices
-    )
+    near = (keys[1].log() / (interest + 1e-9 * interest.max() + 1e-300)).topk(min(n - n // 3, len(pool))).indices
     found = pool[torch.unique(torch.cat([anywhere, near]))]
     return found[_not_taken(found, taken)]
 
 
-def _around(
-    candidates: Tensor,
-    score: Tensor,
-    space: ParameterSpace,
-    taken: Tensor,
-    width: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Allowed points scattered around the best five candidates."""
-    if not len(candidates):
-        return candidates
-    centres = candidates[score.topk(min(5, len(score))).indices]
-    steps = torch.randn(len(centres), 16, space.dim, generator=generator, dtype=candidates.dtype)
+def _around(centres: Tensor, space: ParameterSpace, taken: Tensor, shrink: int, generator: torch.Generator) -> Tensor:
+    """Allowed points scattered around the centres (k, d), 64 in all, ever nearer from round to round."""
+    width = 0.08 / 5**shrink
+    steps = torch.randn(len(centres), 64 // len(centres), space.dim, generator=generator, dtype=centres.dtype)
     u = space.snap((centres[:, None, :] + width * steps).clamp(0.0, 1.0).reshape(-1, space.dim))
     u = u[space.allowed_unit(u)]
-    return u[_not_taken(u, torch.cat([taken, candidates]))]
-
-
-def _distinct(candidates: Tensor, score: Tensor, n: int) -> Tensor:
-    """Indices of the best n candidates, no point twice."""
-    out: list[int] = []
-    for i in score.argsort(descending=True, stable=True).tolist():
-        if len(out) == n:
-            break
-        if not out or (candidates[out] - candidates[i]).abs().amax(1).min() > 1e-9:
-            out.append(i)
-    return torch.tensor(out, dtype=torch.long)
+    return u[_not_taken(u, taken)]
 
 
 def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -257,9 +286,7 @@ def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator
         Bridson, SIGGRAPH 2007 (discs); Efraimidis and Spirakis, Inf. Process. Lett. 97 (2006) 181 (weighted order).
     """
     if len(points) < n:
-        raise SpaceExhausted(
-            f"Poisson disc: needs {n} points, got {len(points)}. Use a finer step or a smaller batch"
-        )
+        raise SpaceExhausted(f"Poisson disc: needs {n} points, got {len(points)}. Use a finer step or a smaller batch")
     weight = score.clamp_min(0.0) + 1e-12 * score.abs().max() + 1e-300
     keys = torch.rand(len(points), generator=generator, dtype=points.dtype).clamp_min(1e-300).log() / weight
     order = keys.argsort(descending=True).tolist()

@@ -3,13 +3,58 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..data import Observations
+from ..errors import ShapeError
 
-__all__ = ["GaussianProcess", "Posterior", "Surrogate"]
+__all__ = ["GaussianProcess", "Observations", "Posterior", "Surrogate"]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a surrogate is fitted to: finite values of all tasks at points of the unit cube.
+
+    Attributes:
+        u: points, shape (n, d).
+        z: transformed values per task, shape (n, t).
+        variance: known variances of z, shape (n, t); 0 where none is known.
+        side: shape (n, t); 0: z is the value, +1 (-1): the true value lies above (below) z.
+
+    Raises:
+        ShapeError: shapes that do not fit, values that are not finite, negative variances.
+    """
+
+    u: Tensor
+    z: Tensor
+    variance: Tensor
+    side: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(a.shape) for a in (self.u, self.z, self.variance, self.side)]
+        if self.u.ndim != 2 or self.z.ndim != 2 or len(self.u) != len(self.z) or len(set(shapes[1:])) > 1:
+            raise ShapeError(f"observations: need u (n, d) and z, variance, side (n, t), got {shapes}")
+        if (
+            not all(torch.isfinite(a).all() for a in (self.u, self.z, self.variance))
+            or (self.variance < 0).any()
+        ):
+            raise ShapeError(
+                f"observations: must be finite with variances >= 0, got z={self.z.tolist()}, "
+                f"variance={self.variance.tolist()}. Leave out failed trials"
+            )
+
+    @classmethod
+    def exact(cls, u: Tensor, z: Tensor, variance: Tensor | None = None) -> Observations:
+        """Observations without censoring; z of shape (n,) is one task."""
+        z = z if z.ndim == 2 else z[:, None]
+        variance = torch.zeros_like(z) if variance is None else variance.reshape(z.shape)
+        return cls(u, z, variance, torch.zeros_like(z))
+
+    def __len__(self) -> int:
+        return len(self.u)
 
 
 class Posterior(ABC):

@@ -19,9 +19,8 @@ from gpytorch.constraints import Positive
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-from ..data import Observations
 from ..errors import FitError, InvalidStrategy
-from . import Posterior, Surrogate
+from . import Observations, Posterior, Surrogate
 
 #: Tried in turn, relative to the mean diagonal, until the Cholesky factorisation succeeds.
 JITTERS = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)

@@ -1,0 +1,292 @@
+"""What a search has found, in physical units; and the one call that does it all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import levelset
+from .campaign import Campaign, Strategy, observations
+from .contours import Contour, Slice, trace
+from .data import Outcome, Trial
+from .errors import FitError, InvalidPoint, InvalidProblem
+from .evaluators.python import Function
+from .problem import Problem, Task
+from .runner import run
+from .space import ParameterSpace
+from .store import Store
+from .surrogate import Posterior
+
+
+@dataclass(frozen=True)
+class Result:
+    """The belief about the level sets after a search.
+
+    Attributes:
+        problem: what was searched.
+        posterior: the belief, on the unit cube and on transformed values.
+        history: the trials behind it.
+    """
+
+    problem: Problem
+    posterior: Posterior
+    history: tuple[Trial, ...]
+
+    @classmethod
+    def of(cls, campaign: Campaign) -> Result:
+        """What a campaign knows now.
+
+        Raises:
+            FitError: fewer than two trials hold values.
+        """
+        trials = campaign.trials
+        known = observations(campaign.problem, trials)
+        if len(known) < 2:
+            raise FitError(
+                f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {len(known)} of "
+                f"{len(trials)}. Evaluate more points; {_reasons(trials)}"
+            )
+        return cls(campaign.problem, campaign.strategy.surrogate.fit(known), tuple(trials))
+
+    def _unit(self, x: Any) -> torch.Tensor:
+        space = self.problem.space
+        if isinstance(x, Mapping):
+            return space.to_unit(space.tensor([x]))
+        points = torch.as_tensor(np.asarray(x, dtype=float), dtype=torch.float64)
+        if points.ndim == 1 and len(points) == space.dim and space.dim > 1:
+            points = points[None]
+        if points.ndim == 1 and space.dim == 1:
+            points = points[:, None]
+        if points.ndim != 2 or points.shape[1] != space.dim or not torch.isfinite(points).all():
+            raise InvalidPoint(
+                f"result: points must be finite and of shape (n, {space.dim}) in the order {list(space.names)}, got "
+                f"shape {tuple(points.shape)}"
+            )
+        return space.to_unit(points)
+
+    def _index(self, task: str | None) -> tuple[int, Task]:
+        chosen = self.problem.task(task)
+        return self.problem.task_names.index(chosen.name), chosen
+
+    @torch.no_grad()
+    def excursion_probability(self, x: Any, task: str | None = None, threshold: float | None = None) -> np.ndarray:
+        """P(f >= threshold) at points in physical units.
+
+        Args:
+            x: shape (n, d), columns in the order of the space's names; one point may be a dict.
+            task: which output; the first by default.
+            threshold: in the task's units; its first threshold by default.
+
+        Returns:
+            Shape (n,), between 0 and 1. Points forbidden by a constraint get NaN: nothing is known there.
+        """
+        i, chosen = self._index(task)
+        level = chosen.thresholds[0] if threshold is None else float(threshold)
+        u = self._unit(x)
+        mean, variance = self.posterior.marginal(u)
+        z = chosen.map(torch.tensor(level, dtype=torch.float64))
+        p = levelset.excursion_probability(mean[i], variance[i], z)
+        return torch.where(self.problem.space.allowed_unit(u), p, math.nan).numpy()
+
+    @torch.no_grad()
+    def mean_and_sd(self, x: Any, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Best estimate of f and its standard deviation, in the task's units.
+
+        For a transformed task the belief about f is not normal: the median and half of the central 68.3 % interval
+        are given (infinite where the transform saturates).
+
+        Args:
+            x: shape (n, d) in physical units.
+            task: which output; the first by default.
+
+        Returns:
+            Two arrays of shape (n,); NaN at forbidden points.
+        """
+        i, chosen = self._index(task)
+        u = self._unit(x)
+        mean, variance = (m[i] for m in self.posterior.marginal(u))
+        sd = variance.sqrt()
+        middle, low, high = (chosen.map.inverse(mean + k * sd) for k in (0, -1, 1))
+        allowed = self.problem.space.allowed_unit(u)
+        return (
+            torch.where(allowed, middle, math.nan).numpy(),
+            torch.where(allowed, (high - low) / 2, math.nan).numpy(),
+        )
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """One flat dict per trial, ready for ``pandas.DataFrame(result.trials)``."""
+        return table(self.problem, self.history)
+
+    @property
+    def evaluations(self) -> int:
+        """How many trials came back, failures included."""
+        return sum(not t.pending for t in self.history)
+
+    @torch.no_grad()
+    def contours(
+        self,
+        task: str | None = None,
+        threshold: float | None = None,
+        *,
+        sigmas: float = 0.0,
+        names: Sequence[str] | None = None,
+        fixed: Mapping[str, float] | None = None,
+        n: int = 201,
+    ) -> Contour:
+        """The level set as lines in physical units: crossing points in 1-D, polylines in 2-D or in a 2-D slice.
+
+        Args:
+            task: which output; the first by default.
+            threshold: in the task's units; its first threshold by default.
+            sigmas: draw {mean + sigmas * sd = threshold} instead: +1 and -1 enclose the level set's 68 % band.
+            names, fixed, n: the slice, see `Slice.of`; needed in three or more dimensions.
+
+        Raises:
+            InvalidPoint: more than two parameters vary.
+        """
+        i, chosen = self._index(task)
+        level = chosen.thresholds[0] if threshold is None else float(threshold)
+        grid = Slice.of(self.problem.space, tuple(names) if names is not None else None, fixed, n)
+        mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.to_unit(grid.x)))
+        z = chosen.map(torch.tensor(level, dtype=torch.float64))
+        values = mean - z + sigmas * variance.sqrt()
+        return trace(grid, values.numpy(), 0.0, chosen.name, level)
+
+    @torch.no_grad()
+    def volume_fraction(self, task: str | None = None, threshold: float | None = None) -> tuple[float, float]:
+        """Fraction of the allowed volume with f >= threshold, and the fraction expected to be misclassified."""
+        i, chosen = self._index(task)
+        level = chosen.thresholds[0] if threshold is None else float(threshold)
+        mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.sample(0, 8192, 2**31 - 1)))
+        p = levelset.excursion_probability(mean, variance, chosen.map(torch.tensor(level, dtype=torch.float64)))
+        return float(p.mean()), float(levelset.misclassification(p).mean())
+
+
+def table(problem: Problem, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Trials as flat dicts: number, state, parameters, then per task value, sd and bound, then what is known of it."""
+    rows = []
+    for t in trials:
+        o = t.outcome
+        row: dict[str, Any] = {"number": t.number, "state": t.state, **t.x}
+        for task in problem.task_names:
+            value = o.values.get(task) if o else None
+            variance = o.variances.get(task) if o else None
+            row[task] = math.nan if value is None else value
+            row[f"{task}_sd"] = math.nan if variance is None else math.sqrt(variance)
+            row[f"{task}_bound"] = (o.bounds.get(task) if o else None) or ""
+        row |= {
+            "criterion": t.criterion,
+            "score": math.nan if t.score is None else t.score,
+            "basis": t.basis,
+            "seed": t.seed,
+            "asked": t.asked,
+            "started": t.started,
+            "finished": t.finished,
+            "error": (o.error if o else None) or "",
+        }
+        rows.append(row)
+    return rows
+
+
+def _reasons(trials: Sequence[Trial]) -> str:
+    errors = [t.outcome.error for t in trials if t.outcome and t.outcome.error]
+    return f"the last failure was: {errors[-1]}" if errors else "no evaluation has failed"
+
+
+def find_level_set(
+    function: Callable[[dict[str, float]], float | Mapping[str, float] | Outcome],
+    space: ParameterSpace | Mapping[str, Any] | Sequence[Any],
+    threshold: float | Sequence[float] | Mapping[str, float | Sequence[float]] = 0.0,
+    *,
+    budget: int,
+    batch: int = 1,
+    seed: int = 0,
+    design_size: int | None = None,
+    constraints: Sequence[Any] = (),
+    transform: str = "identity",
+    goal: float | None = None,
+    strategy: Strategy | None = None,
+    store: Store | str = "memory://",
+    name: str = "level set",
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> Result:
+    """Find where an expensive function crosses a threshold, with few evaluations.
+
+    Args:
+        function: takes one point as a dict name -> float (and, if it has such a parameter, ``seed``); returns a
+            float, a dict task -> float, or an `Outcome`. Lambdas and notebook functions work in parallel too. A point
+            at which it raises or returns NaN is recorded as failed and the search goes on.
+        space: a `ParameterSpace`, or a dict name -> (lower, upper[, "log"]), or a list of `Parameter`.
+        threshold: T of the level set {f = T}; several for several level sets; a dict task -> threshold(s) for a
+            function that returns a dict.
+        budget: evaluations in all.
+        batch: points evaluated at the same time.
+        seed: fixes the result.
+        design_size: space-filling evaluations before the criterion takes over; by default 4 + 2 d.
+        constraints: expressions in the parameters' names, such as "m_slepton - m_chi > 20"; added to the space's.
+        transform: "identity", "log", "asinh" or "log-tanh"; see `Transform`.
+        goal: stop early when the expected misclassified fraction of the volume stays at or below this.
+        strategy: everything else; ``seed`` and ``design_size`` replace its own.
+        store: where to keep the trials, "memory://", a file or a database URL. An existing campaign of the same name
+            goes on.
+        name: of the campaign in the store.
+        workers, executor, progress: see `run`.
+
+    Returns:
+        The belief about the level set.
+
+    Raises:
+        InvalidSpace, InvalidProblem, InvalidStrategy: arguments that make no sense.
+        FitError: fewer than two evaluations gave values.
+
+    Example:
+        >>> result = find_level_set(lambda p: p["x"] ** 2 + p["y"] ** 2, {"x": (-2, 2), "y": (-2, 2)}, 1.0, budget=20)
+        >>> bool(result.excursion_probability([[0.0, 0.0]])[0] < 0.01)
+        True
+    """
+    from dataclasses import replace
+
+    thresholds = threshold if isinstance(threshold, Mapping) else {"f": threshold}
+    tasks = tuple(Task(t, v, transform) for t, v in thresholds.items())  # type: ignore[arg-type]
+    problem = Problem(ParameterSpace.of(space, constraints), tasks)
+    strategy = replace(strategy or Strategy(), seed=seed)
+    if design_size is not None:
+        strategy = replace(strategy, design_size=design_size)
+    campaign = _create_or_open(store, name, problem, strategy)
+    evaluator = Function(function, task=tasks[0].name)
+    run(
+        campaign,
+        evaluator,
+        budget=budget,
+        batch=batch,
+        workers=workers,
+        executor=executor,
+        goal=goal,
+        progress=progress,
+    )
+    return Result.of(campaign)
+
+
+def _create_or_open(store: Store | str, name: str, problem: Problem, strategy: Strategy) -> Campaign:
+    """The campaign of this name, made if there is none; one with another problem is refused."""
+    from .store import open_store
+
+    opened = store if isinstance(store, Store) else open_store(store)
+    if name not in opened.names():
+        return Campaign.create(opened, name, problem, strategy)
+    campaign = Campaign.open(opened, name, problem if problem.space.has_callables else None)
+    if campaign.problem != problem:
+        raise InvalidProblem(
+            f"campaign {name!r}: is in the store already with another problem, got {campaign.problem}. "
+            "Give another name or the same problem"
+        )
+    return campaign

@@ -1,0 +1,335 @@
+"""Keep workers busy: evaluate what a campaign asks for on any executor, until a stop rule holds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import psutil
+import rich.console
+import rich.live
+import rich.table
+
+from .campaign import Campaign, Status
+from .data import FINISHED, INFORMATIVE, Job, Outcome, Trial
+from .errors import ExcursionError, ImpossiblePoint, InvalidOutcome, InvalidStrategy, SpaceExhausted, TrialFinished
+from .evaluators import Evaluator
+
+#: A trial that was in flight when this many worker pools broke is recorded as failed.
+_BREAKS = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended.
+
+    Attributes:
+        reason: "budget", "goal" or "exhausted" (a quantised space without a point left).
+        evaluations: trials finished by this run.
+        failed: those of them without values.
+        seconds: wall time of this run.
+        status: of the campaign afterwards.
+    """
+
+    reason: str
+    evaluations: int
+    failed: int
+    seconds: float
+    status: Status
+
+
+def run(
+    campaign: Campaign,
+    evaluator: Evaluator,
+    *,
+    budget: int,
+    batch: int = 1,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    goal: float | None = None,
+    progress: bool = True,
+) -> Report:
+    """Run a campaign until its budget is spent or its goal is reached.
+
+    Trials that are queued already are evaluated first, also those that a dead process of this host had claimed. New
+    points are asked for, ``batch`` at a time, whenever that many workers (or all of them) are free: with ``batch=1``
+    the run is fully asynchronous, with ``batch >= workers`` it goes in rounds and the same seed gives the same points.
+
+    Args:
+        campaign: what is searched; other processes may work on it at the same time.
+        evaluator: evaluates one point; sent to the workers by cloudpickle, so lambdas work.
+        budget: trials of the campaign in all, earlier ones included.
+        batch: points asked for together.
+        executor: any `concurrent.futures.Executor`; it is not shut down. The default is a pool of processes that
+            survives the death of a worker (loky), or this process itself if ``workers`` is 1.
+        workers: evaluations at the same time; the default is the executor's number, or the lesser of batch and cores.
+        goal: stop when the expected misclassified fraction of every task has been at most this at two asks in a row.
+        progress: show evaluations, failures, expected misclassified fraction, time per point and time left.
+
+    Returns:
+        Why and after how much it stopped.
+
+    Raises:
+        InvalidStrategy: a budget, batch, goal or number of workers that makes no sense.
+        KeyboardInterrupt: after the trials in flight have been queued again; run again to go on.
+    """
+    _check_settings(campaign, budget, batch, workers, goal)
+    if workers is None:
+        known = getattr(executor, "_max_workers", None) if executor is not None else min(batch, os.cpu_count() or 1)
+        workers = known if isinstance(known, int) else os.cpu_count() or 1
+    store, name, owner = campaign.store, campaign.name, _owner()
+    _release_dead(campaign)
+    payload = cloudpickle.dumps(evaluator)
+    started, evaluations, failed = time.monotonic(), 0, 0
+    below, exhausted, reason = 0, False, ""
+    breaks: dict[int, int] = {}
+
+    with contextlib.ExitStack() as stack:
+        pool = _Pool(executor, workers)
+        stack.callback(pool.close)
+        display = stack.enter_context(_display(campaign, budget, workers) if progress else contextlib.nullcontext())
+        running: dict[Future, Trial] = {}
+        claimed: dict[int, Trial] = {}
+        try:
+            while True:
+                while len(running) < workers and (trial := store.claim(name, owner)):
+                    claimed[trial.number] = trial
+                    running[pool.submit(payload, Job(dict(trial.x), trial.number, trial.seed))] = trial
+                if not reason and not exhausted and workers - len(running) >= min(batch, workers):
+                    # Every queued trial is in flight and a batch of workers is free.
+                    trials = campaign.trials
+                    left = budget - len(trials)
+                    if left <= 0:
+                        reason = "budget"
+                    else:
+                        if goal is not None and evaluations:
+                            below = below + 1 if _reached(campaign, trials, goal) else 0
+                            reason = "goal" if below >= 2 else ""
+                        if not reason:
+                            try:
+                                campaign.ask(min(batch, left))
+                            except SpaceExhausted:
+                                exhausted = True
+                            continue
+                if display:
+                    display.show(evaluations, failed, running.values())
+                if not running:
+                    if not (reason or exhausted):
+                        continue
+                    break
+                done, _ = wait(running, timeout=0.5 if display else None, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=lambda f: running[f].number):
+                    trial = running.pop(future)
+                    outcome = _outcome(campaign, future)
+                    if outcome is None:  # the pool broke while this was in flight; whose fault it was is not known
+                        breaks[trial.number] = breaks.get(trial.number, 0) + 1
+                        if breaks[trial.number] < _BREAKS:
+                            store.release(name, number=claimed.pop(trial.number).number)
+                            pool.renew()
+                            continue
+                        outcome = Outcome.failed(
+                            f"the worker process died {_BREAKS} times during this evaluation (killed, out of memory "
+                            "or a crash in compiled code)"
+                        )
+                        pool.renew()
+                    # Told by somebody else meanwhile: their word stands.
+                    with contextlib.suppress(TrialFinished):
+                        state = store.finish(name, trial.number, outcome).state
+                        evaluations += 1
+                        failed += state not in INFORMATIVE
+                    del claimed[trial.number]
+        finally:
+            # Whatever is still in flight (Ctrl-C, an error) is queued again: a later run takes it up.
+            for future in running:
+                future.cancel()
+            for number in claimed:
+                if store.trials(name, number)[0].state not in FINISHED:
+                    store.release(name, number=number)
+            if claimed:
+                pool.kill()
+    return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, campaign.status())
+
+
+def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | None, goal: float | None) -> None:
+    where = f"run of campaign {campaign.name!r}"
+    if not (isinstance(budget, int) and budget >= 1):
+        raise InvalidStrategy(f"{where}: the budget must be a positive number of evaluations, got {budget!r}")
+    if not (isinstance(batch, int) and batch >= 1):
+        raise InvalidStrategy(f"{where}: the batch must be a positive number of points, got {batch!r}")
+    if workers is not None and not (isinstance(workers, int) and workers >= 1):
+        raise InvalidStrategy(f"{where}: the number of workers must be positive, got {workers!r}")
+    if goal is not None and not 0 < goal < 0.5:
+        raise InvalidStrategy(f"{where}: the goal is a fraction of the volume between 0 and 0.5, got {goal!r}")
+
+
+def _reached(campaign: Campaign, trials: list[Trial], goal: float) -> bool:
+    """Whether the goal holds now; a threshold that was never crossed needs three times the design to be believed."""
+    known = sum(t.state in INFORMATIVE for t in trials)
+    status = campaign.status()
+    patience = 1 if all(status.crossed.values()) else 3
+    enough = known >= patience * campaign.strategy.design(campaign.problem.space.dim)
+    return enough and max(status.uncertainty.values(), default=math.inf) <= goal
+
+
+def _owner() -> str:
+    """host:pid:start of this process; the start tells it from a later process with the same number."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _release_dead(campaign: Campaign) -> list[Trial]:
+    """Queue again what processes of this host had claimed that do not exist any more."""
+    released = []
+    for owner in {t.owner for t in campaign.trials if t.state == "running" and t.owner}:
+        host, _, rest = owner.partition(":")
+        pid, _, start = rest.partition(":")
+        if host != socket.gethostname() or not pid.isdigit():
+            continue
+        try:
+            alive = not start or f"{psutil.Process(int(pid)).create_time():.2f}" == start
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            released += campaign.store.release(campaign.name, owner=owner)
+    return released
+
+
+def _outcome(campaign: Campaign, future: Future) -> Outcome | None:
+    """What came back, checked against the problem; None if the pool broke."""
+    try:
+        return campaign.problem.check(future.result())
+    except BrokenExecutor:
+        return None
+    except InvalidOutcome as error:
+        return Outcome.failed(str(error))
+    except ExcursionError:
+        raise
+    except Exception as error:  # the executor's own trouble (pickling, a lost node): recorded, not lost
+        return Outcome.failed(f"{type(error).__name__}: {error}", traceback=_tail(error))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(payload: bytes) -> Evaluator:
+    return cloudpickle.loads(payload)
+
+
+def evaluate(payload: bytes, job: Job) -> Outcome:
+    """Evaluate one job in a worker; whatever goes wrong comes back as a failure with its traceback."""
+    try:
+        return _load(payload).evaluate(job)
+    except ImpossiblePoint as error:
+        return Outcome.failed(str(error), permanent=True)
+    except Exception as error:
+        return Outcome.failed(f"{type(error).__name__}: {error}", traceback=_tail(error))
+
+
+def _tail(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-4000:]
+
+
+class _Pool:
+    """The executor, made on first use and again when it has broken."""
+
+    def __init__(self, given: Executor | None, workers: int) -> None:
+        self._given, self._workers, self._own = given, workers, None
+        self._broken = False
+
+    def submit(self, payload: bytes, job: Job) -> Future:
+        """Start one evaluation."""
+        if self._given is None and self._workers == 1:
+            future: Future = Future()
+            try:
+                future.set_result(evaluate(payload, job))
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+            return future
+        return self._executor().submit(evaluate, payload, job)
+
+    def _executor(self) -> Any:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            import loky
+
+            # One thread each: the workers share the cores, and a fork would inherit torch's thread pool.
+            self._own = loky.ProcessPoolExecutor(self._workers, env={"OMP_NUM_THREADS": "1"}, timeout=None)
+        return self._own
+
+    def renew(self) -> None:
+        """Forget a broken pool of ours; a broken executor that was given cannot be mended."""
+        if self._own is not None and self._own._flags.broken is not None:
+            self._own.shutdown(wait=False, kill_workers=True)
+            self._own = None
+
+    def kill(self) -> None:
+        """End what is still running, if the pool is ours."""
+        if self._own is not None:
+            self._own.shutdown(wait=False, kill_workers=True)
+            self._own = None
+
+    def close(self) -> None:
+        """Let the workers go."""
+        if self._own is not None:
+            self._own.shutdown(wait=True)
+            self._own = None
+
+
+class _Display:
+    """Live figures of a run: one line on a terminal, a line every now and then elsewhere."""
+
+    def __init__(self, campaign: Campaign, budget: int, workers: int, live: rich.live.Live | None) -> None:
+        self._campaign, self._budget, self._workers, self._live = campaign, budget, workers, live
+        self._start = self._said = time.monotonic()
+        self._known, self._left = -1, "?"
+        self._before = sum(t.state in FINISHED for t in campaign.trials)
+
+    def show(self, evaluations: int, failed: int, running: Any) -> None:
+        """Update the figures; the belief is refitted only when something has been told."""
+        now = time.monotonic()
+        if self._live is None and now - self._said < 10:
+            return
+        if evaluations != self._known:
+            self._known = evaluations
+            left = self._campaign.status().uncertainty
+            self._left = f"{100 * max(left.values()):.2f} %" if left else "(design)"
+        seconds = (now - self._start) / evaluations if evaluations else math.nan
+        done = self._before + evaluations
+        eta = (self._budget - done) * seconds
+        line = (
+            f"{done}/{self._budget} evaluated, {failed} failed, {len(running)} running | expected misclassified "
+            f"{self._left} | {seconds:.1f} s/point | {_clock(eta)} left"
+        )
+        self._said = now
+        if self._live is not None:
+            self._live.update(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}"
+
+
+@contextlib.contextmanager
+def _display(campaign: Campaign, budget: int, workers: int) -> Iterator[_Display]:
+    console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+        yield _Display(campaign, budget, workers, None)
+        return
+    with rich.live.Live(console=console, refresh_per_second=4) as live:
+        yield _Display(campaign, budget, workers, live)

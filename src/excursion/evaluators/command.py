@@ -1,0 +1,366 @@
+"""Any program as an evaluator: parameters go in on the command line, a small JSON file comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import string
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data import Job, Outcome
+from ..errors import EvaluationError, ImpossiblePoint, InvalidOutcome, InvalidSpec
+from . import Evaluator
+
+__all__ = ["Command"]
+
+#: Placeholders that are not parameters.
+_RESERVED = ("workdir", "folder", "seed", "number")
+#: Seconds between asking a program to end and killing it.
+_GRACE = 1.0
+_OUTCOME_KEYS = {"values", "variances", "bounds", "info"}
+
+
+@dataclass(frozen=True)
+class Command(Evaluator):
+    """Runs a program once per point, each time in a directory of its own.
+
+    The template is split into words as a shell would do, and only then are the placeholders filled in, so
+    that no value can become two words or another command; there is no shell. `{name}` is the parameter's
+    value with all its digits, `{name:.3f}` is formatted as Python does; `{workdir}` is the directory of
+    this evaluation (where the program runs), `{folder}` the field `folder`, `{seed}` and `{number}` are
+    those of the trial. Braces are doubled where they are meant.
+
+    The program's result is JSON: a number; or an object `{"task": number, ...}`; or an object with the keys
+    "values" and, if known, "variances", "bounds" and "info", each (but info) with one entry per task (see
+    `Outcome`).
+
+    Attributes:
+        template: the command line, such as `mycode --m {m_slepton} --out {workdir}/result.json`.
+        result: the file that holds the result, relative to the evaluation's directory; or "stdout" for the
+            last line that the program prints.
+        workdir: the directory under which each evaluation gets its own, `00012-0` for the first try of
+            trial 12. None is ever used twice or removed. What the program prints is kept there in
+            `log.txt`.
+        timeout: seconds after which the program and all processes of its group are killed; None for no limit.
+        impossible_exit_codes: exit codes by which the program says that it can never succeed at this point.
+        environment: variables the program sees besides those of this process.
+        parameters: the names of the space's parameters, to check the template before anything runs; None to
+            find out at the first evaluation.
+        task: the task a bare number belongs to.
+        folder: what `workdir` and the program's own path are relative to; the current directory if empty.
+
+    Raises:
+        InvalidSpec: a template that cannot be split or filled in, a result outside the evaluation's
+            directory, a timeout that is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> command = Command("echo {x:.1f}", result="stdout", workdir=tempfile.mkdtemp(), parameters=("x",))
+        >>> command.evaluate(Job({"x": 0.25})).values
+        {'f': 0.2}
+    """
+
+    template: str
+    result: str = "result.json"
+    workdir: str = "work"
+    timeout: float | None = None
+    impossible_exit_codes: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    parameters: tuple[str, ...] | None = None
+    task: str = "f"
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        # Absolute from now on: worker processes may run elsewhere.
+        folder = os.path.abspath(os.path.expanduser(self.folder))
+        object.__setattr__(self, "folder", folder)
+        object.__setattr__(self, "workdir", os.path.join(folder, os.path.expanduser(self.workdir)))
+        object.__setattr__(self, "impossible_exit_codes", tuple(self.impossible_exit_codes))
+        object.__setattr__(self, "environment", dict(self.environment))
+        if self.parameters is not None:
+            object.__setattr__(self, "parameters", tuple(self.parameters))
+        used = {name for word in _split(self.template) for _, name, _ in _pieces(word) if name is not None}
+        if self.parameters is not None:
+            # Numbers of the kind that will come; the result is not used.
+            self._words(dict.fromkeys(self.parameters, 0.5), self._reserved(Path(folder), Job({})))
+        elif not used:
+            raise InvalidSpec(
+                f"command: the template must use the point, got no placeholder in {self.template!r}. "
+                "Write {name} where the value of a parameter belongs"
+            )
+        path = Path(self.result)
+        if not self.result or path.is_absolute() or ".." in path.parts or path == Path("."):
+            raise InvalidSpec(
+                f"command: the result must be a file in the evaluation's own directory, got {self.result!r}. "
+                "Give a relative path without '..', or 'stdout'"
+            )
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidSpec(f"command: the timeout must be positive, got {self.timeout!r}. Leave it out for no limit")
+        if 0 in self.impossible_exit_codes:
+            raise InvalidSpec("command: exit codes of impossible points must not be 0, got 0. It means success")
+        for name, value in self.environment.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise InvalidSpec(
+                    f"command: environment variables must be text, got {name!r}={value!r}. Put it in quotes"
+                )
+
+    def evaluate(self, job: Job) -> Outcome:
+        """Run the program at one point and read what it has written.
+
+        Args:
+            job: the point in physical units, the trial's number and its seed.
+
+        Returns:
+            The values; `info` tells the directory and the seconds.
+
+        Raises:
+            EvaluationError: the program cannot be started, takes too long, ends with an exit code other
+                than 0, or its result is missing or makes no sense.
+            ImpossiblePoint: it ends with one of `impossible_exit_codes`.
+            InvalidSpec: the template does not fit the point's parameters.
+        """
+        where = f"command at trial {job.number}"
+        # Before the directory is made: a template that does not fit shall leave no trace.
+        self._words(job.x, self._reserved(Path(self.workdir), job))
+        directory = self._new_directory(where, job.number)
+        words = self._words(job.x, self._reserved(directory, job))
+        start = time.monotonic()
+        code = self._run(where, words, directory)
+        seconds = time.monotonic() - start
+        if code != 0:
+            kind = ImpossiblePoint if code in self.impossible_exit_codes else EvaluationError
+            raise kind(
+                f"{where}: the program must end with exit code 0, got {_exit(code)} after {seconds:.1f} s. "
+                + _log_advice(directory)
+            )
+        text, path = self._result(where, directory)
+        return self._outcome(where, text, path, {"workdir": str(directory), "seconds": seconds})
+
+    # -- the command line
+
+    def _reserved(self, directory: Path, job: Job) -> dict[str, Any]:
+        return {"workdir": str(directory), "folder": self.folder, "seed": int(job.seed), "number": int(job.number)}
+
+    def _words(self, x: Mapping[str, float], reserved: Mapping[str, Any]) -> list[str]:
+        """The words of the command line, filled in."""
+        if clash := sorted(set(x) & set(reserved)):
+            raise InvalidSpec(
+                f"command: parameters must not be called {', '.join(_RESERVED)}, got {clash}. Rename the parameter"
+            )
+        values = {**{name: float(value) for name, value in x.items()}, **reserved}
+        words = [_fill(word, values, sorted(x)) for word in _split(self.template)]
+        if os.sep in words[0]:
+            # A program's path is the user's, who thinks of `folder`; the process will run elsewhere.
+            words[0] = os.path.join(self.folder, os.path.expanduser(words[0]))
+        return words
+
+    # -- the process
+
+    def _new_directory(self, where: str, number: int) -> Path:
+        root = Path(self.workdir)
+        attempt = 0
+        while True:
+            directory = root / f"{number:05d}-{attempt}"
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                # Making a directory is atomic: of two processes that try, one goes on to the next name.
+                directory.mkdir()
+                return directory
+            except OSError as error:
+                if not directory.is_dir():
+                    raise EvaluationError(
+                        f"{where}: its directory {directory} must be made, got {error}. "
+                        "Choose a workdir in which you may write"
+                    ) from error
+                attempt += 1
+
+    def _run(self, where: str, words: Sequence[str], directory: Path) -> int:
+        """Run until the end or the timeout; returns the exit code, negative for a signal."""
+        with open(directory / "log.txt", "ab") as log:
+            if self.result != "stdout":
+                return self._wait(where, words, directory, log, log)
+            with open(directory / "stdout.txt", "w+b") as out:
+                try:
+                    return self._wait(where, words, directory, out, log)
+                finally:
+                    out.seek(0)
+                    shutil.copyfileobj(out, log)
+
+    def _wait(self, where: str, words: Sequence[str], directory: Path, out: Any, log: Any) -> int:
+        try:
+            process = subprocess.Popen(
+                words,
+                cwd=directory,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            raise EvaluationError(
+                f"{where}: the program must be there and executable, got {words[0]!r}: {error}. "
+                "Check the template's first word"
+            ) from error
+        try:
+            return process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            _end_group(process)
+            raise EvaluationError(
+                f"{where}: the program must end within {self.timeout:g} s, got no end and killed it. "
+                + _log_advice(directory)
+            ) from None
+        except BaseException:
+            # Ctrl-C does not reach a process of another session.
+            _end_group(process)
+            raise
+
+    # -- the result
+
+    def _result(self, where: str, directory: Path) -> tuple[str, Path]:
+        path = directory / ("stdout.txt" if self.result == "stdout" else self.result)
+        if not path.is_file():
+            raise EvaluationError(
+                f"{where}: the program must write its result to {path}, got no such file. " + _log_advice(directory)
+            )
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise EvaluationError(
+                f"{where}: the result must lie in the evaluation's own directory, got a link from {path} "
+                f"to {path.resolve()}. Let the program write a file"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EvaluationError(
+                f"{where}: the result {path} must be readable text, got {error}. " + _log_advice(directory)
+            ) from error
+        if self.result == "stdout":
+            lines = [line for line in text.splitlines() if line.strip()]
+            text = lines[-1] if lines else ""
+        return text.strip(), path
+
+    def _outcome(self, where: str, text: str, path: Path, info: dict[str, Any]) -> Outcome:
+        def wrong(rule: str, got: object) -> EvaluationError:
+            shown = repr(got) if len(repr(got)) <= 200 else repr(got)[:200] + "..."
+            return EvaluationError(f"{where}: {rule}, got {shown} in {path}. Write a number or {{task: number}}")
+
+        try:
+            found = json.loads(text)
+        except ValueError:
+            try:
+                # "inf" and ".5" are numbers to most programs, though not to JSON.
+                found = float(text)
+            except ValueError:
+                raise wrong("the result must be JSON", text) from None
+        if _is_number(found):
+            found = {self.task: found}
+        if not isinstance(found, dict) or not found:
+            raise wrong("the result must be a number or an object", found)
+        if not isinstance(found.get("values"), dict):
+            found = {"values": found}
+        if unknown := sorted(set(found) - _OUTCOME_KEYS):
+            raise wrong(f"beside 'values' the result may hold {sorted(_OUTCOME_KEYS - {'values'})}", unknown)
+        if any(not isinstance(part, dict) for part in found.values()):
+            raise wrong("values, variances, bounds and info must be objects", found)
+        for numbers in (found["values"], found.get("variances", {})):
+            if not all(map(_is_number, numbers.values())):
+                raise wrong("each task must have a number", numbers)
+        found["info"] = {**found.get("info", {}), **info}
+        try:
+            return Outcome(**found)
+        except (InvalidOutcome, OverflowError) as error:
+            raise EvaluationError(f"{where}: the result in {path} makes no sense: {error}") from error
+
+
+def _split(template: str) -> list[str]:
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise InvalidSpec(
+            f"command: the template must be words as in a shell, got {template!r} ({error}). Close the quotes"
+        ) from error
+    if not words:
+        raise InvalidSpec(f"command: the template must name a program, got {template!r}. Write 'program --x {{x}}'")
+    return words
+
+
+def _pieces(word: str) -> Iterator[tuple[str, str | None, str]]:
+    """The literal text, placeholder (or None) and format of each piece of a word."""
+    try:
+        pieces = list(string.Formatter().parse(word))
+    except ValueError as error:
+        raise InvalidSpec(
+            f"command: placeholders must be {{name}} or {{name:format}}, got {word!r} ({error}). "
+            "Double the braces that are meant as braces"
+        ) from error
+    for text, name, form, conversion in pieces:
+        if conversion or "{" in (form or ""):
+            raise InvalidSpec(f"command: placeholders must be {{name}} or {{name:format}}, got {word!r}. Simplify it")
+        yield text, name, form or ""
+
+
+def _fill(word: str, values: Mapping[str, Any], parameters: Sequence[str]) -> str:
+    """The word with its placeholders replaced; names are looked up whole, never as attributes or indices."""
+    filled = []
+    for text, name, form in _pieces(word):
+        filled.append(text)
+        if name is None:
+            continue
+        if name not in values:
+            raise InvalidSpec(
+                f"command: placeholders must be parameters ({', '.join(parameters) or 'none'}) or one of "
+                f"{', '.join(_RESERVED)}, got {{{name}}} in {word!r}. Correct the template"
+            )
+        value = values[name]
+        try:
+            filled.append(format(value, form) if form else value if isinstance(value, str) else repr(value))
+        except ValueError as error:
+            raise InvalidSpec(
+                f"command: formats must fit the value, got {{{name}:{form}}} for {value!r} ({error}). "
+                "Use {name:.0f} for a number without digits"
+            ) from error
+    return "".join(filled)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all of its group: asked first, killed soon after.
+
+    The process is not waited for until the end: as long as it is not, its number and its group's cannot be
+    given to another program, which we would kill.
+    """
+    os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(_GRACE)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _log_advice(directory: Path, lines: int = 10) -> str:
+    """Where the log is, and its end."""
+    path = directory / "log.txt"
+    if not path.is_file():
+        return f"There is no log: the program removed {path}"
+    with open(path, "rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+        tail = log.read().decode("utf-8", errors="replace").rstrip().splitlines()[-lines:]
+    return f"See {path}" + (", which ends with:\n" + "\n".join(tail) if tail else ", which is empty")

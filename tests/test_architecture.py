@@ -210,8 +210,8 @@ def test_the_checks_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.M
         test_imports_point_down(bad)
     with pytest.raises(AssertionError, match="may import matplotlib"):
         test_dependencies_have_owners(bad)
-    bad.write_text("from ..run import run\n")
-    with pytest.raises(AssertionError, match="evaluators must not import run"):
+    bad.write_text("from ..runner import run\n")
+    with pytest.raises(AssertionError, match="evaluators must not import runner"):
         test_imports_point_down(bad)
     bad.write_text("try:\n    x = 1\nexcept Exception:\n    pass\n")
     with pytest.raises(AssertionError, match="swallows every error"):

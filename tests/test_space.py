@@ -366,6 +366,9 @@ def test_nothing_hangs() -> None:
         "max(*x) < 1",
         "max(x, key=y) < 1",
         "sqrt(**x) < 1",
+        "sqrt(x, value=y) < 1",
+        "max(x, y, key=y) < 1",
+        "max(x, *y) < 1",
         "__builtins__ < x",
         "print(x) > 1",
         "await x",
@@ -570,6 +573,7 @@ def test_volume_fraction() -> None:
 
 SPACES = {
     "free": ParameterSpace.of({"x": (0, 1.5), "y": (1, 10, "log")}),
+    "steps": ParameterSpace.of([Parameter("x", 0, 1, step=1e-3), Parameter("y", 1, 10)]),
     "sleptons": SLEPTONS,
     "mixed": MIXED,
     "function": ParameterSpace.of({"x": (0, 1), "y": (0, 1)}, [lambda p: p["x"] > p["y"]]),
@@ -682,6 +686,48 @@ def test_small_regions_are_found_efficiently() -> None:
     x = space.from_unit(space.sample(0, 1000, 0))
     assert bool(((x[:, 0] - x[:, 1]).abs() < 0.0005).all())
     assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fraction"),
+    [
+        ("abs(a - b) < 0.0005", 1e-3),
+        ("not abs(a - b) >= 0.0005", 1e-3),
+        ("a**2 + b**2 < 1e-3", math.pi / 4 * 1e-3),
+        ("(a - 0.5)**2 + (b - 0.5)**2 < 1e-4 or a + b > 1.98", math.pi * 1e-4 + 2e-4),
+        ("log10(a * b) > -0.01 and max(c, d) < 0.5", 0.25 * (1 - 10**-0.01 * (1 + 0.01 * math.log(10)))),
+        ("a < 1e-6", 1e-6),
+        ("sin(pi * a) < 0.01 and b / (c + 1) > 0.9", 2 / math.pi * math.asin(0.01) * 0.05 * 0.1 / 0.9),
+    ],
+)
+def test_rare_regions_are_covered_evenly(constraint: str, fraction: float) -> None:
+    space = ParameterSpace.of({n: (0, 1) for n in "abcd"}, [constraint])
+    assert space.volume_fraction == pytest.approx(fraction, rel=0.1)
+    begin = time.perf_counter()
+    u = space.sample(0, 2**13, seed=1)
+    assert time.perf_counter() - begin < 3
+    assert bool(space.allowed_unit(u).all())
+    # Plain Sobol points find the same means of all coordinates.
+    plain = torch.quasirandom.SobolEngine(4, scramble=True, seed=5).draw(2**21, dtype=torch.float64)
+    plain = plain[space.allowed_unit(plain)]
+    if len(plain) > 30:
+        error = plain.std(0) / math.sqrt(len(plain))
+        assert bool(((u.mean(0) - plain.mean(0)).abs() < 4 * error).all())
+
+
+@settings(max_examples=400, deadline=None)
+@given(truths, st.data())
+def test_no_allowed_point_lies_in_a_box_called_impossible(expression: str, data: st.DataObject) -> None:
+    assume(re.search(r"\b[xyz]\b", expression))
+    constraint = Constraint(expression)
+    ends = st.floats(-20, 20)
+    lower = {n: data.draw(ends) for n in "xyz"}
+    upper = {n: lower[n] + data.draw(st.floats(0, 5)) for n in "xyz"}
+    boxes = {n: (np.array([lower[n]]), np.array([upper[n]])) for n in "xyz"}
+    if not constraint.possible(boxes)[0]:
+        t = np.random.default_rng(0).uniform(size=(3, 200)).round(1)
+        columns = {n: np.clip(lower[n] + t[i] * (upper[n] - lower[n]), lower[n], upper[n]) for i, n in enumerate("xyz")}
+        assert not constraint.holds(columns).any()
 
 
 # --- grids -------------------------------------------------------------------------------------------------

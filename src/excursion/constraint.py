@@ -6,7 +6,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,110 @@ def _truth(node: ast.expr, columns: Columns) -> Truth:
     raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
 
 
+# Interval arithmetic: bounds of an expression over boxes (R. E. Moore, Interval Analysis, 1966). Bounds may be too
+# wide and never too narrow, so a box is only ever dropped if no point in it fulfils the constraint.
+Bounds = tuple[Any, Any]
+
+_EVERYTHING = (np.float64(-np.inf), np.float64(np.inf))
+_INCREASING = ("exp", "tanh", "sqrt", "log", "log10")
+
+
+def _corners(function: Callable[..., Any], a: Bounds, b: Bounds) -> Bounds:
+    """Bounds of a function that is monotonic in each argument; everything where a corner is NaN."""
+    values = [function(x, y) for x in a for y in b]
+    lower, upper = reduce(np.minimum, values), reduce(np.maximum, values)
+    return np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
+
+
+def _unless(bad: Any, bounds: Bounds) -> Bounds:
+    return np.where(bad, -np.inf, bounds[0]), np.where(bad, np.inf, bounds[1])
+
+
+def _number_bounds(node: ast.expr, boxes: Mapping[str, Bounds]) -> Bounds:
+    """Bounds of a checked arithmetic tree over every box."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return np.float64(value), np.float64(value)
+        case ast.Name(id=name):
+            return boxes[name] if name in boxes else (np.float64(CONSTANTS[name]),) * 2
+        case ast.UnaryOp(op=op, operand=operand):
+            lower, upper = _number_bounds(operand, boxes)
+            return (-upper, -lower) if isinstance(op, ast.USub) else (lower, upper)
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = _number_bounds(left, boxes), _number_bounds(right, boxes)
+            if isinstance(op, ast.Div):
+                return _unless((b[0] <= 0) & (b[1] >= 0), _corners(np.divide, a, b))
+            if not isinstance(op, ast.Pow):
+                return _corners(_OPERATORS[type(op)], a, b)
+            if isinstance(right, ast.Constant) and b[0] > 0 and b[0] % 2 == 0:
+                a = _magnitude(a)
+            elif isinstance(right, ast.Constant) and b[0] > 0 and b[0] % 2 == 1:
+                return _corners(np.power, a, b)
+            # Monotonic in base and exponent where the base is positive, or zero and the exponent is positive.
+            return _unless((a[0] < 0) | ((a[0] == 0) & (b[0] <= 0)), _corners(np.power, a, b))
+        case ast.Call(func=ast.Name(id=name), args=args):
+            bounds = [_number_bounds(arg, boxes) for arg in args]
+            if name in _FOLDS:
+                result = bounds[0]
+                for a in bounds[1:]:
+                    result = _FOLDS[name](result[0], a[0]), _FOLDS[name](result[1], a[1])
+                return result
+            lower, upper = bounds[0]
+            if name == "abs":
+                return _magnitude(bounds[0])
+            if name in ("sin", "cos"):
+                return np.float64(-1), np.float64(1)
+            if name not in _INCREASING:
+                return _EVERYTHING
+            if name in ("sqrt", "log", "log10"):
+                # Outside the domain there is only NaN, which fulfils nothing: bounds of the rest will do.
+                lower, upper = np.maximum(lower, 0), np.maximum(upper, 0)
+            return _FUNCTIONS[name](lower), _FUNCTIONS[name](upper)
+    raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
+
+
+def _magnitude(a: Bounds) -> Bounds:
+    lower, upper = a
+    least = np.where((lower <= 0) & (upper >= 0), 0.0, np.minimum(np.abs(lower), np.abs(upper)))
+    return least, np.maximum(np.abs(lower), np.abs(upper))
+
+
+def _possible(node: ast.expr, boxes: Mapping[str, Bounds]) -> Truth:
+    """Whether a checked tree may hold, and whether it may fail, somewhere in every box."""
+    match node:
+        case ast.BoolOp(op=op, values=values):
+            yes, no = _possible(values[0], boxes)
+            for value in values[1:]:
+                more_yes, more_no = _possible(value, boxes)
+                if isinstance(op, ast.And):
+                    yes, no = yes & more_yes, no | more_no
+                else:
+                    yes, no = yes | more_yes, no & more_no
+            return yes, no
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            yes, no = _possible(operand, boxes)
+            return no, yes
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            bounds = [_number_bounds(value, boxes) for value in (left, *comparators)]
+            yes, no = np.True_, np.False_
+            for comparison, a, b in zip(ops, bounds[:-1], bounds[1:]):
+                # Rounding of the bounds must not decide.
+                scale = [np.where(np.isfinite(v), np.abs(v), 0.0) for v in (*a, *b)]
+                slack = 1e-9 * reduce(np.maximum, scale)
+                below, above = a[0] <= b[1] + slack, a[1] >= b[0] - slack
+                match comparison:
+                    case ast.Lt() | ast.LtE():
+                        yes, no = yes & below, no | above
+                    case ast.Gt() | ast.GtE():
+                        yes, no = yes & above, no | below
+                    case ast.Eq():
+                        yes, no = yes & below & above, no | True
+                    case _:
+                        no = no | (below & above)
+            return yes, no
+    raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
+
+
 @dataclass(frozen=True)
 class Constraint:
     """A condition that allowed points fulfil.
@@ -233,6 +337,22 @@ class Constraint:
         if isinstance(self.expression, str):
             return self.expression
         return getattr(self.expression, "__qualname__", repr(self.expression))
+
+    def possible(self, boxes: Mapping[str, Bounds]) -> np.ndarray:
+        """Whether boxes may contain a point that fulfils the condition; False is a proof, True is not.
+
+        Args:
+            boxes: parameter name -> the lower and the upper ends of its interval, each shape (n,).
+
+        Returns:
+            Booleans, shape (n,); all True for a function.
+        """
+        n = len(next(iter(boxes.values()))[0])
+        if not isinstance(self.expression, str):
+            return np.ones(n, dtype=bool)
+        with np.errstate(all="ignore"):
+            yes, _ = _possible(_parse(self.expression)[0], boxes)
+        return np.broadcast_to(yes, (n,))
 
     def holds(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Whether each point fulfils the condition.

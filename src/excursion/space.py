@@ -37,6 +37,9 @@ _PROBES = 2**15
 # Sampling gives up after this many candidates, about a minute's work.
 _PATIENCE = 2**26
 _BLOCK = 2**17
+# Where fewer than one in so many candidates is allowed, candidates are drawn from boxes around the allowed region.
+_RARE = 32
+_BOXES = 1024
 
 
 @dataclass(frozen=True)
@@ -477,7 +480,7 @@ class ParameterSpace:
         """Blocks of the snapped and allowed points of one Sobol sequence, with the points drawn so far."""
         drawn, kept, block = 0, 0, first
         while drawn < _PATIENCE:
-            u = self.snap(next(_sobol(self.dim, seed, drawn, block)))
+            u = self.snap(self._spread(seed, drawn, block))
             drawn += block
             if self.constraints:
                 u = u[self._fulfilled(self.from_unit(u))]
@@ -485,6 +488,60 @@ class ParameterSpace:
             yield drawn, u
             missing = max(wanted - kept, 1)
             block = max(64, min(_BLOCK, drawn, math.ceil(1.1 * missing * drawn / max(kept, 1))))
+
+    @cached_property
+    def _boxes(self) -> tuple[Tensor, Tensor] | None:
+        """Equal boxes that contain all allowed points: lower corners, (m, d), and edges, (d,), in the cube.
+
+        None if the allowed region is not small. Found by halving boxes and dropping those that interval arithmetic
+        proves to be forbidden; next to be halved is the edge whose halving drops most.
+        """
+        if not self.constraints:
+            return None
+        u = self.snap(next(_sobol(self.dim, 0, 0, 2**12)))
+        if int(self._fulfilled(self.from_unit(u)).sum()) * _RARE > len(u):
+            return None
+        used = set().union(*(c.names for c in self.constraints))
+        # Snapping moves a point out of its box, unless the box spans the whole range of the quantised parameter.
+        axes = [i for i, p in enumerate(self.parameters) if p.name in used and p.step is None]
+        corners, edges = torch.zeros(1, self.dim, dtype=torch.float64), torch.ones(self.dim, dtype=torch.float64)
+        idle = 0
+        while axes and len(corners) and idle <= len(axes):
+            best: tuple[int, float, Tensor, Tensor] | None = None
+            for axis in axes:
+                half = edges.clone()
+                half[axis] /= 2
+                shift = torch.zeros_like(edges)
+                shift[axis] = half[axis]
+                halves = torch.cat([corners, corners + shift])
+                halves = halves[self._possible(halves, half)]
+                if best is None or (len(halves), -edges[axis].item()) < best[:2]:
+                    best = len(halves), -edges[axis].item(), halves, half
+            assert best is not None
+            idle = idle + 1 if best[0] == 2 * len(corners) else 0
+            if best[0] > _BOXES or min(best[3]) < 2**-40:
+                break
+            corners, edges = best[2:]
+        return corners, edges
+
+    def _possible(self, corners: Tensor, edges: Tensor) -> Tensor:
+        """Whether boxes of the cube may contain an allowed point, shape (m,)."""
+        if not len(corners):
+            return torch.empty(0, dtype=torch.bool)
+        lower, upper = self._columns(self._unsnapped(corners)), self._columns(self._unsnapped(corners + edges))
+        boxes = {name: (lower[name], upper[name]) for name in self.names}
+        result = np.ones(len(corners), dtype=bool)
+        for constraint in self.constraints:
+            result &= constraint.possible(boxes)
+        return torch.from_numpy(result)
+
+    def _spread(self, seed: int, start: int, n: int) -> Tensor:
+        """Candidates start ... start + n - 1: evenly over the cube, or over the boxes of a small region."""
+        if self._boxes is None or not len(self._boxes[0]):
+            return next(_sobol(self.dim, seed, start, n))
+        corners, edges = self._boxes
+        w = next(_sobol(self.dim + 1, seed, start, n))
+        return corners[(w[:, 0] * len(corners)).long().clamp_max(len(corners) - 1)] + w[:, 1:] * edges
 
     def sample(self, start: int, n: int, seed: int, *, distinct: bool = False) -> Tensor:
         """Rows start ... start + n - 1 of one endless sequence that fills the allowed region evenly.
@@ -561,7 +618,10 @@ class ParameterSpace:
             kept += len(u)
             if kept >= 1000 or drawn >= 2**20:
                 break
-        return kept / drawn
+        if self._boxes is None or not len(self._boxes[0]):
+            return kept / drawn
+        corners, edges = self._boxes
+        return kept / drawn * len(corners) * edges.prod().item()
 
     def grid(self, shape: int | Sequence[int]) -> Tensor:
         """A regular grid over the ranges, ends included, regular in the logarithm on a log scale.

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from excursion.errors import ImpossiblePoint, InvalidPoint
+from excursion.errors import ImpossiblePoint, InvalidPoint, MissingExtra
 from excursion.examples import sleptons
 from excursion.examples.sleptons import (
     BINS,
@@ -76,12 +76,23 @@ def test_cross_section_is_not_extrapolated(mass):
 
 def test_published_counts():
     spec = background_spec()
-    assert {len(values) for values in spec.values()} == {18}
+    assert spec["channels"] == {"SR-SF-0J": 9, "SR-SF-1J": 9}
+    assert {len(spec[name]) for name in ("observed", "background", "background_error")} == {18}
+    assert len(BINS) == 18
     # Sums of the published tables, added up by hand.
     assert sum(spec["observed"]) == 147 + 120
     assert sum(spec["background"]) == pytest.approx(144.6 + 124.2)
     assert BINS[0] == "SR-SF-0J-[100,105)"
     assert BINS[17] == "SR-SF-1J-[260,inf)"
+
+
+def test_counts_and_yields_fit_the_statistical_model(small):
+    pytest.importorskip("pyhf")
+    from excursion.evaluators.pyhf import CountsModel
+
+    workspace = CountsModel(**background_spec()).workspace(small)
+    assert [channel["name"] for channel in workspace["channels"]] == ["SR-SF-0J", "SR-SF-1J"]
+    assert workspace["channels"][1]["samples"][0]["data"] == list(small.nominal[9:])
 
 
 def test_decay_conserves_energy_and_momentum():
@@ -300,6 +311,13 @@ def test_missing_mass():
 def test_bad_settings(settings, words):
     with pytest.raises(ValueError, match=words):
         Simulation(**settings)
+
+
+@pytest.mark.parametrize("package", ["pythia8mc", "awkward", "fastjet", "mt2"])
+def test_a_missing_package_is_named(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"needs the package '{package}'.*pip install 'excursion\[pythia\]'"):
+        Simulation(events=40)(POINT, seed=1)
 
 
 def test_the_recipe_travels():

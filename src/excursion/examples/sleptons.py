@@ -109,14 +109,18 @@ def cross_section(m_slepton: float) -> float:
     return 2.0 * math.exp(logs)
 
 
-def background_spec() -> dict[str, tuple[Any, ...]]:
+def background_spec() -> dict[str, Any]:
     """What a statistical model of the search needs besides the signal, as plain Python.
 
+    The published uncertainties are taken as uncorrelated from bin to bin. The keys are those of
+    `excursion.evaluators.pyhf.CountsModel`: ``CountsModel(**background_spec())``.
+
     Returns:
-        "bins" (names), "observed", "background" and "background_error" (uncorrelated between bins), 18 each.
+        "channels" (region -> number of bins), "observed", "background" and "background_error" (18 each, in the
+        order of `BINS`).
     """
     return {
-        "bins": BINS,
+        "channels": dict.fromkeys(REGIONS, len(MT2_EDGES) - 1),
         "observed": OBSERVED,
         "background": BACKGROUND,
         "background_error": BACKGROUND_ERROR,

@@ -270,6 +270,11 @@ def test_a_signal_is_named(command):
         command("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)").evaluate(JOB)
 
 
+def test_a_log_without_lines_does_not_flood_the_message(command):
+    with pytest.raises(EvaluationError, match=r"exit code 1.*ends with:\nx{4096}$"):
+        command("print('x' * 10**6, end=''); raise SystemExit(1)").evaluate(JOB)
+
+
 def test_the_log_of_stdout_is_kept_on_failure(command):
     with pytest.raises(EvaluationError, match=r"exit code 1.*\nout$"):
         command("print('out'); raise SystemExit(1)", result="stdout").evaluate(JOB)
@@ -338,7 +343,16 @@ def test_the_environment_is_passed_on(command, monkeypatch):
 
 
 def test_the_program_does_not_wait_for_the_keyboard(command):
-    assert command("import sys; print(len(sys.stdin.read()))", result="stdout").evaluate(JOB).values == {"f": 0.0}
+    # A standard input that stays open and silent, as a terminal does.
+    kept, (reader, writer) = os.dup(0), os.pipe()
+    os.dup2(reader, 0)
+    try:
+        evaluator = command("import sys; print(len(sys.stdin.read()))", result="stdout", timeout=20)
+        assert evaluator.evaluate(JOB).values == {"f": 0.0}
+    finally:
+        os.dup2(kept, 0)
+        for fd in (kept, reader, writer):
+            os.close(fd)
 
 
 # Ignores the polite signal, and so does its own child; both write down who they are.
@@ -368,8 +382,9 @@ def _wait_until(condition, seconds=10.0):
     return condition()
 
 
-def test_a_timeout_kills_the_grandchildren_too(command, tmp_path):
-    evaluator = command(STUBBORN, timeout=1.5)
+@pytest.mark.parametrize("result", ["result.json", "stdout"])
+def test_a_timeout_kills_the_grandchildren_too(command, tmp_path, result):
+    evaluator = command(STUBBORN, timeout=1.5, result=result)
     start = time.monotonic()
     with pytest.raises(EvaluationError, match=r"must end within 1\.5 s, got no end and killed it\..*\nbefore$"):
         evaluator.evaluate(JOB)

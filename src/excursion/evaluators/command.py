@@ -133,7 +133,13 @@ class Command(Evaluator):
         directory = self._new_directory(where, job.number)
         words = self._words(job.x, self._reserved(directory, job))
         start = time.monotonic()
-        code = self._run(where, words, directory)
+        try:
+            code = self._run(where, words, directory)
+        except subprocess.TimeoutExpired:
+            raise EvaluationError(
+                f"{where}: the program must end within {self.timeout:g} s, got no end and killed it. "
+                + _log_advice(directory)
+            ) from None
         seconds = time.monotonic() - start
         if code != 0:
             kind = ImpossiblePoint if code in self.impossible_exit_codes else EvaluationError
@@ -183,7 +189,7 @@ class Command(Evaluator):
                 attempt += 1
 
     def _run(self, where: str, words: Sequence[str], directory: Path) -> int:
-        """Run until the end or the timeout; returns the exit code, negative for a signal."""
+        """Run until the end or the timeout (`TimeoutExpired`); returns the exit code, negative for a signal."""
         with open(directory / "log.txt", "ab") as log:
             if self.result != "stdout":
                 return self._wait(where, words, directory, log, log)
@@ -212,14 +218,8 @@ class Command(Evaluator):
             ) from error
         try:
             return process.wait(self.timeout)
-        except subprocess.TimeoutExpired:
-            _end_group(process)
-            raise EvaluationError(
-                f"{where}: the program must end within {self.timeout:g} s, got no end and killed it. "
-                + _log_advice(directory)
-            ) from None
         except BaseException:
-            # Ctrl-C does not reach a process of another session.
+            # The timeout; or Ctrl-C, which does not reach a process of another session.
             _end_group(process)
             raise
 

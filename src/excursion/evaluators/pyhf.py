@@ -511,12 +511,6 @@ def _limits(model: Likelihood, data: Data, alpha: float, mu_max: float, rtol: fl
     guess = min(first_guess(model), mu_max)
 
     background = minimise(model, data, model.start, 0.0)
-    # Two starts: the likelihood may have a local maximum at mu = 0.
-    starts = [background.theta, background.theta.copy()]
-    starts[1][model.poi] = guess
-    best = min((minimise(model, data, start, None) for start in starts), key=lambda fit: fit.value)
-    best_mu = float(best.theta[model.poi])
-
     asimov = Data(
         expected_rates(model, background.theta),
         background.theta[model.gauss],
@@ -529,22 +523,10 @@ def _limits(model: Likelihood, data: Data, alpha: float, mu_max: float, rtol: fl
         )
     # In deviance form the Asimov set's own best fit has the value 0, at mu = 0.
     on_asimov = Profile(model, asimov, Fit(background.theta, 0.0))
-    on_data = Profile(model, data, background, best)
+    on_data = Profile(model, data, background)
 
     def q_asimov(mu: float) -> float:
         return 2 * max(on_asimov(mu).value, 0.0)
-
-    def q_observed(mu: float) -> float:
-        if mu <= best_mu:
-            return 0.0
-        difference = on_data(mu).value - best.value
-        if difference < -1e-6:
-            raise EvaluationError(
-                f"HistFactory fit: the best fit must be the lowest, got -ln L lower by {-difference:.3g} at "
-                f"mu = {mu:.6g} than at the best fit mu = {best_mu:.6g}. The likelihood has several maxima; "
-                "simplify the model"
-            )
-        return 2 * max(difference, 0.0)
 
     values: dict[str, float] = {}
     responses: dict[str, Array] = {}
@@ -556,11 +538,21 @@ def _limits(model: Likelihood, data: Data, alpha: float, mu_max: float, rtol: fl
             values[task] = root
             responses[task] = response(model, asimov, on_asimov(root))
 
-    def excluded(mu: float) -> float:
-        return -_log_cls(q_observed(mu), q_asimov(mu))
-
-    near = [mu for mu in (best_mu, best_mu + values.get("expected", guess)) if mu <= mu_max]
-    root = _bracket_root(excluded, near, -math.log(alpha), mu_max, rtol)
+    # The likelihood may have several maxima, one of them at mu = 0: climb from the highest of some conditional fits.
+    peak = min((on_data(mu) for mu in (0.0, guess, *values.values())), key=lambda fit: fit.value)
+    best = min((minimise(model, data, fit.theta, None) for fit in (background, peak)), key=lambda fit: fit.value)
+    for _ in range(10):
+        try:
+            root = _observed_root(on_data, on_asimov, best, values.get("expected", guess), alpha, mu_max, rtol)
+        except _HigherPeak as higher:
+            best = minimise(model, data, higher.fit.theta, None)
+        else:
+            break
+    else:
+        raise EvaluationError(
+            f"HistFactory fit: the best fit must be the lowest, got ever lower ones, -ln L = {best.value:.6g} at "
+            f"mu = {float(best.theta[model.poi]):.6g}. The likelihood has many maxima; simplify the model"
+        )
     if root is not None:
         values["observed"] = root
         responses["observed"] = _observed_response(model, data, asimov, on_data, on_asimov, best, root)
@@ -572,10 +564,37 @@ def _limits(model: Likelihood, data: Data, alpha: float, mu_max: float, rtol: fl
         observed=values.get("observed", mu_max),
         expected=tuple(values.get(task, mu_max) for task in TASKS[1:]),  # type: ignore[arg-type]
         bounds={task: "above" for task in TASKS if task not in values},
-        best_fit=best_mu,
+        best_fit=float(best.theta[model.poi]),
         elasticities=elasticities,
         fits=3 + on_data.count + on_asimov.count,
     )
+
+
+class _HigherPeak(Exception):
+    """A conditional fit lies above what was taken for the maximum of the likelihood."""
+
+    def __init__(self, fit: Fit) -> None:
+        super().__init__()
+        self.fit = fit
+
+
+def _observed_root(
+    on_data: Profile, on_asimov: Profile, best: Fit, width: float, alpha: float, mu_max: float, rtol: float
+) -> float | None:
+    """The mu where the data's CLs is alpha, or None; `width` is about how far it lies above the best fit."""
+    best_mu = float(best.theta[on_data.model.poi])
+
+    def excluded(mu: float) -> float:
+        q = 0.0
+        if mu > best_mu:
+            fit = on_data(mu)
+            if fit.value < best.value - 1e-6:
+                raise _HigherPeak(fit)
+            q = 2 * max(fit.value - best.value, 0.0)
+        return -_log_cls(q, 2 * max(on_asimov(mu).value, 0.0))
+
+    near = [min(best_mu, mu_max), min(best_mu + width, mu_max)]
+    return _bracket_root(excluded, near, -math.log(alpha), mu_max, rtol)
 
 
 def _observed_response(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,8 +109,11 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
             dtype=torch.float64,
         )
         z = task.map(y)
-        finite = torch.cat([z[z.isfinite()], task.levels])
-        slope = torch.where(y.isfinite(), task.map.slope(y), torch.zeros_like(y))
+        # Squares of values beyond 1e100 overflow: such a value says no more than an infinite one.
+        beyond = ~(z.abs() < 1e100)
+        side = torch.where(beyond & (side == 0), z.sign(), side)
+        finite = torch.cat([z[~beyond], task.levels])
+        slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
         columns.append(z.clamp(finite.min(), finite.max()))
         variances.append(variance * slope**2)
         sides.append(side)
@@ -137,6 +141,18 @@ def target(problem: Problem) -> Target:
     """The problem's thresholds and weights as the surrogate sees them."""
     weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
     return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum())
+
+
+@contextlib.contextmanager
+def _one_thread(n: int) -> Iterator[None]:
+    """Small matrices are faster on one thread, above all beside busy workers, and give the same bits on any machine."""
+    before = torch.get_num_threads()
+    if n < 500:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int) -> list[Proposal]:
@@ -360,7 +376,9 @@ class Campaign:
         while True:
             trials = self.trials
             try:
-                return self._add(propose(self.problem, self.strategy, trials, n), len(trials))
+                with _one_thread(len(trials)):
+                    proposals = propose(self.problem, self.strategy, trials, n)
+                return self._add(proposals, len(trials))
             except StaleHistory:
                 continue  # another process asked at the same time: propose again, knowing its points
 
@@ -409,7 +427,9 @@ class Campaign:
         Raises:
             FitError: fewer than two trials hold values.
         """
-        return self.strategy.surrogate.fit(observations(self.problem, self.trials))
+        data = observations(self.problem, self.trials)
+        with _one_thread(len(data)):
+            return self.strategy.surrogate.fit(data)
 
     def status(self) -> Status:
         """Counts, expected misclassified fraction and whether the thresholds are crossed."""
@@ -418,15 +438,13 @@ class Campaign:
         for t in trials:
             counts[t.state] = counts.get(t.state, 0) + 1
         data = observations(self.problem, trials)
-        crossed = {
-            t.name: bool(len(data))
-            and bool(
-                ((data.z[:, i : i + 1] >= t.levels).any(0) & (data.z[:, i : i + 1] < t.levels).any(0)).all()
-            )
-            for i, t in enumerate(self.problem.tasks)
-        }
+        crossed = {}
+        for i, t in enumerate(self.problem.tasks):
+            above = data.z[:, i : i + 1] >= t.levels
+            crossed[t.name] = bool((above.any(0) & (~above).any(0)).all())
         enough = len(data) >= max(2, self.strategy.design(self.problem.space.dim))
-        left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}
+        with _one_thread(len(data)):
+            left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}
         return Status(self.name, counts, left, crossed)
 
 

@@ -8,10 +8,14 @@ import threading
 from typing import Any
 
 import pytest
+import torch
 
+from .acquisition import Acquisition, Prospect, acquisition_from_json
+from .acquisition.criteria import acquisition_to_json
 from .data import Outcome, Proposal
 from .errors import (
     DuplicateCampaign,
+    FitError,
     InvalidOutcome,
     StaleHistory,
     StoreError,
@@ -20,8 +24,9 @@ from .errors import (
     UnknownTrial,
 )
 from .store import Store, this_process
+from .surrogate import GaussianProcess, Observations, Posterior, Surrogate
 
-__all__ = ["StoreContract"]
+__all__ = ["AcquisitionContract", "StoreContract", "SurrogateContract"]
 
 
 def _points(n: int) -> list[Proposal]:
@@ -392,3 +397,178 @@ class StoreContract:
             assert same is store
             json.dumps(same.names())
         store.close()
+
+
+def _unit_points(n: int, d: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+
+
+class SurrogateContract:
+    """What every `Surrogate` must do. Subclass it in a test module with a fixture `surrogate`."""
+
+    @pytest.fixture
+    def data(self) -> Observations:
+        """Two tasks at 18 points, with small known variances."""
+        u = _unit_points(18)
+        z = torch.stack([torch.sin(5 * u[:, 0]) + u[:, 1], 30 * u[:, 0] * u[:, 1] - 7], 1)
+        return Observations.exact(u, z, torch.full_like(z, 1e-4))
+
+    def test_shapes(self, surrogate: Surrogate, data: Observations) -> None:
+        """Tasks lead, points follow."""
+        posterior, at, other = surrogate.fit(data), _unit_points(7, seed=2), _unit_points(4, seed=3)
+        mean, variance = posterior.marginal(at)
+        joint_mean, covariance = posterior.joint(at)
+        assert mean.shape == variance.shape == joint_mean.shape == (2, 7)
+        assert covariance.shape == (2, 7, 7)
+        assert posterior.cross(at, other).shape == (2, 7, 4)
+        assert posterior.noise.shape == (2,)
+        assert len(posterior.hyperparameters) == 2
+
+    def test_marginal_joint_and_cross_agree(self, surrogate: Surrogate, data: Observations) -> None:
+        """One belief, three views of it."""
+        posterior, at = surrogate.fit(data), _unit_points(7, seed=2)
+        mean, variance = posterior.marginal(at)
+        joint_mean, covariance = posterior.joint(at)
+        assert torch.allclose(mean, joint_mean, rtol=1e-10)
+        assert torch.allclose(variance, covariance.diagonal(dim1=-2, dim2=-1), rtol=1e-6, atol=1e-10)
+        assert torch.allclose(posterior.cross(at, at), covariance, rtol=1e-6, atol=1e-10)
+        assert torch.allclose(covariance, covariance.mT, atol=1e-10)
+
+    def test_it_learns_the_values(self, surrogate: Surrogate, data: Observations) -> None:
+        """The mean passes near the data, and is nearly certain there."""
+        mean, variance = surrogate.fit(data).marginal(data.u)
+        assert (mean.T - data.z).abs().max() < 0.1
+        assert variance.max() < 0.02
+
+    def test_conditioning_is_gaussian_algebra(self, surrogate: Surrogate, data: Observations) -> None:
+        """`condition` equals the dense textbook formula, for the mean and the variance."""
+        posterior, new, at = surrogate.fit(data), _unit_points(3, seed=4), _unit_points(20, seed=5)
+        z = torch.tensor([[0.3, 1.0], [-0.5, 2.0], [1.0, -3.0]], dtype=torch.float64)
+        noise = torch.tensor([[0.1, 0.5], [0.2, 0.1], [0.05, 1.0]], dtype=torch.float64)
+        after_mean, after_variance = posterior.condition(new, z, noise).marginal(at)
+        for i in range(2):
+            gram = posterior.joint(new)[1][i] + torch.diag(noise[:, i])
+            gain = torch.linalg.solve(gram, posterior.cross(new, at)[i]).T
+            mean, variance = (m[i] for m in posterior.marginal(at))
+            expect = mean + gain @ (z[:, i] - posterior.marginal(new)[0][i])
+            assert torch.allclose(after_mean[i], expect, rtol=1e-6, atol=1e-8)
+            expect = variance - (gain * posterior.cross(new, at)[i].T).sum(1)
+            assert torch.allclose(after_variance[i], expect, rtol=1e-5, atol=1e-8)
+
+    def test_pending_points_shrink_the_variance_and_leave_the_mean(
+        self, surrogate: Surrogate, data: Observations
+    ) -> None:
+        """Without z the mean stays, no variance grows, and the old belief is untouched."""
+        posterior, new, at = surrogate.fit(data), _unit_points(4, seed=4), _unit_points(50, seed=5)
+        before = [m.clone() for m in posterior.marginal(at)]
+        mean, variance = posterior.condition(new).marginal(at)
+        assert torch.allclose(mean, before[0], atol=1e-8)
+        assert (variance <= before[1] + 1e-9).all()
+        assert (variance < before[1] - 1e-6).any()
+        for was, now in zip(before, posterior.marginal(at)):
+            assert torch.equal(was, now)
+
+    def test_the_order_of_conditioning_is_irrelevant(self, surrogate: Surrogate, data: Observations) -> None:
+        """One after the other equals both at once."""
+        posterior, new, at = surrogate.fit(data), _unit_points(2, seed=4), _unit_points(20, seed=5)
+        one = posterior.condition(new[:1]).condition(new[1:]).marginal(at)[1]
+        both = posterior.condition(new.flip(0)).marginal(at)[1]
+        assert torch.allclose(one, both, rtol=1e-6, atol=1e-10)
+
+    def test_fitting_is_deterministic(self, surrogate: Surrogate, data: Observations) -> None:
+        """The same data give the same belief to the last bit."""
+        at = _unit_points(10, seed=5)
+        assert torch.equal(surrogate.fit(data).marginal(at)[0], surrogate.fit(data).marginal(at)[0])
+
+    def test_units_of_z_change_nothing(self, surrogate: Surrogate, data: Observations) -> None:
+        """Scaling and shifting the values scales and shifts the belief."""
+        at = _unit_points(10, seed=5)
+        mean, variance = surrogate.fit(data).marginal(at)
+        scaled = Observations(data.u, 1000 * data.z + 5, 1e6 * data.variance, data.side)
+        far_mean, far_variance = surrogate.fit(scaled).marginal(at)
+        assert torch.allclose(far_mean, 1000 * mean + 5, rtol=1e-4)
+        assert torch.allclose(far_variance, 1e6 * variance, rtol=1e-2)
+
+    def test_censored_values_are_known_to_lie_beyond(self, surrogate: Surrogate, data: Observations) -> None:
+        """A bound pulls the belief to its own side and no further than needed."""
+        z, side = data.z.clone(), torch.zeros_like(data.z)
+        side[3, 0], z[3, 0] = 1.0, z[3, 0] - 3.0  # true, but weak
+        mean, variance = surrogate.fit(Observations(data.u, z, data.variance, side)).marginal(data.u[3:4])
+        assert mean[0, 0] > z[3, 0] + 1.0
+        exact = surrogate.fit(data).marginal(data.u[3:4])[1]
+        assert variance[0, 0] > exact[0, 0]
+
+    def test_too_little_to_fit(self, surrogate: Surrogate, data: Observations) -> None:
+        """One observation is an error that says so."""
+        one = Observations(data.u[:1], data.z[:1], data.variance[:1], data.side[:1])
+        with pytest.raises(FitError, match="needs at least 2 observations, got 1"):
+            surrogate.fit(one)
+
+    def test_awkward_data(self, surrogate: Surrogate) -> None:
+        """Constant, huge, tiny and repeated values give finite beliefs."""
+        u, at = _unit_points(8), _unit_points(5, seed=5)
+        for z in (torch.ones(8), 1e100 * u[:, 0], 1e-100 * u[:, 0], torch.full((8,), -1e12)):
+            for points in (u, u[[0, 0, 1, 1, 2, 2, 3, 3]]):
+                mean, variance = surrogate.fit(Observations.exact(points, z.double())).marginal(at)
+                assert torch.isfinite(mean).all()
+                assert (variance >= 0).all()
+
+
+class AcquisitionContract:
+    """What every `Acquisition` must do. Subclass it in a test module with a fixture `acquisition`."""
+
+    @pytest.fixture
+    def posterior(self) -> Posterior:
+        """Two tasks, wide beliefs."""
+        u = _unit_points(9)
+        return GaussianProcess().fit(Observations.exact(u, torch.stack([torch.sin(5 * u[:, 0]), u[:, 1] - 0.5], 1)))
+
+    @staticmethod
+    def prospect(posterior: Posterior, candidates: torch.Tensor, levels: Any = ((0.3,), (0.0, 0.2))) -> Prospect:
+        """What a criterion sees of the candidates."""
+        at = _unit_points(40, seed=6)
+        mean, variance = posterior.marginal(candidates)
+        at_mean, at_variance = posterior.marginal(at)
+        return Prospect(
+            mean,
+            variance,
+            posterior.noise,
+            tuple(torch.tensor(level, dtype=torch.float64) for level in levels),
+            torch.tensor([0.7, 0.3], dtype=torch.float64),
+            at_mean,
+            at_variance,
+            torch.full((40,), 1 / 40, dtype=torch.float64),
+            posterior.cross(at, candidates),
+        )
+
+    def test_one_finite_score_per_candidate(self, acquisition: Acquisition, posterior: Posterior) -> None:
+        """Also at points that are known already."""
+        score = acquisition.score(self.prospect(posterior, torch.cat([_unit_points(9), _unit_points(6, seed=7)])))
+        assert score.shape == (15,)
+        assert torch.isfinite(score).all()
+
+    def test_scores_do_not_depend_on_the_other_candidates(self, acquisition: Acquisition, posterior: Posterior) -> None:
+        """Each candidate is judged on its own."""
+        u = _unit_points(12, seed=7)
+        all_of_them = acquisition.score(self.prospect(posterior, u))
+        assert torch.allclose(all_of_them[4:7], acquisition.score(self.prospect(posterior, u[4:7])), rtol=1e-9)
+
+    def test_settings_survive_json(self, acquisition: Acquisition) -> None:
+        """Name and settings make the same criterion again."""
+        assert acquisition_from_json(json.loads(json.dumps(acquisition_to_json(acquisition)))) == acquisition
+
+    def test_the_unit_of_a_task_does_not_matter(self, acquisition: Acquisition, posterior: Posterior) -> None:
+        """Scaling values, levels and noise of all tasks leaves the ranking of the candidates."""
+        p = self.prospect(posterior, _unit_points(30, seed=7))
+        scaled = Prospect(
+            1000 * p.mean,
+            1e6 * p.variance,
+            1e6 * p.noise,
+            tuple(1000 * level for level in p.levels),
+            p.weights,
+            1000 * p.at_mean,
+            1e6 * p.at_variance,
+            p.at_weight,
+            1e6 * p.cross,
+        )
+        assert acquisition.score(p).argmax() == acquisition.score(scaled).argmax()

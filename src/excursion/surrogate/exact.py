@@ -8,16 +8,21 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import gpytorch
 import numpy as np
 import scipy.optimize
 import torch
-from gpytorch.constraints import Positive
-from gpytorch.priors import LogNormalPrior
 from torch import Tensor
+
+with warnings.catch_warnings():
+    # linear_operator 0.6 uses torch.jit.script when it is imported, which torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+    import gpytorch
+    from gpytorch.constraints import Positive
+    from gpytorch.priors import LogNormalPrior
 
 from ..errors import FitError, InvalidStrategy
 from . import Observations, Posterior, Surrogate

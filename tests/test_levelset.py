@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from excursion import levelset
+
+U = torch.linspace(-6, 6, 25, dtype=torch.float64)
+R = torch.cat([torch.logspace(-8, -0.3, 20, dtype=torch.float64), torch.tensor([0.6, 0.9, 0.99, 1 - 1e-9, 1.0])])
+
+
+def normal_average(g, order=4001):
+    """E g(Z) by the trapezoidal rule on a fine grid: independent of Gauss-Hermite and of Owen's function."""
+    z = np.linspace(-12, 12, order)
+    return np.trapezoid(g(z) * scipy.stats.norm.pdf(z), z)
+
+
+@given(h=st.floats(-40, 40), a=st.floats(0, 1e12))
+def test_owen_t_agrees_with_scipy(h, a):
+    ours = levelset.owen_t(torch.tensor(h, dtype=torch.float64), torch.tensor(a, dtype=torch.float64))
+    assert float(ours) == pytest.approx(scipy.special.owens_t(h, a), abs=1e-14, rel=1e-9)
+
+
+def test_owen_t_at_infinity_and_zero():
+    h = U[:, None]
+    ours = levelset.owen_t(h, torch.tensor([math.inf, 0.0], dtype=torch.float64))
+    assert torch.allclose(ours[:, 0], 0.5 * torch.special.ndtr(-h[:, 0].abs()), atol=1e-15)
+    assert (ours[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("u", [-3.0, -1.2, 0.0, 0.4, 2.5])
+@pytest.mark.parametrize("r", [0.01, 0.05, 0.3, 0.49, 0.51, 0.7, 0.97])
+def test_looks_ahead_agree_with_the_average_over_outcomes(u, r):
+    """p+ = Phi((u + sqrt(1-r) z)/sqrt(r)), averaged over the outcome z by another rule."""
+    p = lambda z: scipy.stats.norm.cdf((u + math.sqrt(1 - r) * z) / math.sqrt(r))
+    args = torch.tensor(u, dtype=torch.float64), torch.tensor(r, dtype=torch.float64)
+    h = lambda q: -scipy.special.xlogy(q, q) - scipy.special.xlogy(1 - q, 1 - q)
+    assert float(levelset.expected_misclassification(*args)) == pytest.approx(
+        normal_average(lambda z: np.minimum(p(z), 1 - p(z)), 40001), abs=1e-7
+    )
+    assert float(levelset.expected_bernoulli_variance(*args)) == pytest.approx(
+        normal_average(lambda z: p(z) * (1 - p(z)), 40001), abs=1e-9
+    )
+    assert float(levelset.conditional_entropy(*args)) == pytest.approx(normal_average(lambda z: h(p(z)), 40001), abs=1e-9)
+
+
+def test_a_look_that_tells_nothing_and_one_that_tells_all():
+    p = torch.special.ndtr(U)
+    one, zero = torch.ones_like(U), torch.zeros_like(U)
+    assert torch.allclose(levelset.expected_misclassification(U, one), torch.minimum(p, 1 - p), atol=1e-15)
+    assert torch.allclose(levelset.expected_bernoulli_variance(U, one), p * (1 - p), atol=1e-15)
+    assert torch.allclose(levelset.conditional_entropy(U, one), levelset.binary_entropy(p), atol=1e-12)
+    assert levelset.expected_misclassification(U, zero).abs().max() < 1e-15
+    assert levelset.expected_bernoulli_variance(U, zero).abs().max() < 1e-15
+
+
+def test_more_information_never_hurts():
+    for f in (levelset.expected_misclassification, levelset.expected_bernoulli_variance, levelset.conditional_entropy):
+        value = f(U[:, None], R)
+        assert (value.diff(dim=1) > -1e-9).all(), f.__name__
+
+
+def test_class_probabilities_and_entropy():
+    mean, variance = torch.tensor([0.3, -5.0], dtype=torch.float64), torch.tensor([0.5, 1e-12], dtype=torch.float64)
+    levels = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    p = levelset.class_probabilities(mean, variance, levels)
+    expect = np.diff(np.concatenate([[0], scipy.stats.norm.cdf(levels.numpy(), 0.3, math.sqrt(0.5)), [1]]))
+    assert np.allclose(p[0], expect, atol=1e-14)
+    assert p[1].tolist() == [1, 0, 0, 0]
+    assert float(levelset.entropy(p)[0]) == pytest.approx(scipy.stats.entropy(expect))
+    assert float(levelset.entropy(p)[1]) == 0
+
+
+def test_certain_beliefs_have_certain_probabilities():
+    p = levelset.excursion_probability(
+        torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0.0
+    )
+    assert p.tolist() == [1.0, 0.0, 0.5]
+    assert levelset.misclassification(p).tolist() == [0.0, 0.0, 0.5]

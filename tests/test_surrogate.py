@@ -1,0 +1,231 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+import torch
+
+from excursion.errors import FitError, InvalidStrategy, ShapeError
+from excursion.surrogate import GaussianProcess, Observations
+from excursion.surrogate.exact import JITTERS, censored_sites, cholesky
+from excursion.testing import SurrogateContract
+
+
+def points(n, d=2, seed=1):
+    return torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+
+
+@pytest.fixture(
+    params=[
+        GaussianProcess(),
+        GaussianProcess(kernel="matern32"),
+        GaussianProcess(kernel="rbf", mean="linear", restarts=4),
+    ],
+    ids=lambda g: f"{g.kernel}-{g.mean}",
+)
+def surrogate(request):
+    return request.param
+
+
+class TestGaussianProcess(SurrogateContract):
+    pass
+
+
+KERNELS = {
+    "matern52": lambda r: (1 + math.sqrt(5) * r + 5 * r**2 / 3) * np.exp(-math.sqrt(5) * r),
+    "matern32": lambda r: (1 + math.sqrt(3) * r) * np.exp(-math.sqrt(3) * r),
+    "rbf": lambda r: np.exp(-(r**2) / 2),
+}
+
+
+def textbook(posterior, kernel, u, z, variance, at):
+    """Dense algebra from the reported hyperparameters (Rasmussen and Williams, eqs. 2.25 and 2.26)."""
+    (h,) = posterior.hyperparameters
+    ell = np.array(h["lengthscales"])
+
+    def k(a, b):
+        r = np.sqrt((((a[:, None] - b[None]) / ell) ** 2).sum(-1))
+        return h["amplitude"] ** 2 * KERNELS[kernel](r)
+
+    u, z, at = u.numpy(), z.numpy(), at.numpy()
+    gram = k(u, u) + np.diag(variance.numpy() + h["nugget"] ** 2)
+    mean = h["mean"] + k(at, u) @ np.linalg.solve(gram, z - h["mean"])
+    covariance = k(at, at) - k(at, u) @ np.linalg.solve(gram, k(u, at))
+    return mean, covariance
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_predictions_equal_dense_algebra(kernel):
+    u, at = points(15), points(9, seed=2)
+    z = torch.sin(6 * u[:, 0]) * 3 + u[:, 1] + 10
+    variance = torch.linspace(1e-3, 0.2, 15, dtype=torch.float64)
+    posterior = GaussianProcess(kernel=kernel).fit(Observations.exact(u, z, variance))
+    mean, covariance = posterior.joint(at)
+    expect_mean, expect_covariance = textbook(posterior, kernel, u, z, variance, at)
+    assert np.allclose(mean[0], expect_mean, rtol=1e-8)
+    assert np.allclose(covariance[0], expect_covariance, rtol=1e-6, atol=1e-8)
+
+
+def test_hyperparameters_are_at_the_maximum_of_their_posterior():
+    """Any step away from the fit lowers evidence times priors, computed here with scipy."""
+    u = points(25)
+    z = torch.sin(6 * u[:, 0]) + 0.3 * u[:, 1] + 0.05 * torch.sin(1e4 * u[:, 1])
+    posterior = GaussianProcess(restarts=4, max_iter=300).fit(Observations.exact(u, z))
+    (h,) = posterior.hyperparameters
+    sd = float((z - z.mean()).square().mean().sqrt())
+    y = ((z - z.mean()) / sd).numpy()
+
+    def objective(theta):
+        ell, amplitude2, nugget = np.exp(theta[:2]), math.exp(theta[2]), math.exp(theta[3])
+        r = np.sqrt((((u.numpy()[:, None] - u.numpy()[None]) / ell) ** 2).sum(-1))
+        gram = amplitude2 * KERNELS["matern52"](r) + nugget * np.eye(25)
+        inverse = np.linalg.inv(gram)
+        beta = (inverse.sum(0) @ y) / (inverse.sum() + 1e-2)
+        value = 0.5 * (y - beta) @ inverse @ (y - beta) + 0.5 * np.linalg.slogdet(gram)[1]
+        mu = math.sqrt(2) + 0.5 * math.log(2)
+        value -= scipy.stats.lognorm.logpdf(ell, math.sqrt(3), scale=math.exp(mu)).sum()
+        value -= scipy.stats.lognorm.logpdf(amplitude2, 1.5)
+        return value - scipy.stats.norm.logpdf(theta[3], math.log(1e-5), 4)
+
+    best = np.array(
+        [*np.log(h["lengthscales"]), 2 * math.log(h["amplitude"] / sd), 2 * math.log(h["nugget"] / sd)]
+    )
+    again = scipy.optimize.minimize(objective, best, method="Nelder-Mead", options={"fatol": 1e-9, "xatol": 1e-6})
+    assert objective(best) - again.fun < 1e-3
+
+
+def test_length_scales_tell_relevant_from_irrelevant_parameters():
+    u = points(40, d=3)
+    (h,) = GaussianProcess().fit(Observations.exact(u, torch.sin(8 * u[:, 1]))).hyperparameters
+    assert h["lengthscales"][1] < 0.6
+    assert min(h["lengthscales"][0], h["lengthscales"][2]) > 3 * h["lengthscales"][1]
+
+
+def test_the_nugget_learns_unknown_noise():
+    generator = torch.Generator().manual_seed(3)
+    u = points(120, d=1)
+    noise = 0.2 * torch.randn(120, generator=generator, dtype=torch.float64)
+    (h,) = GaussianProcess().fit(Observations.exact(u, torch.sin(3 * u[:, 0]) + noise)).hyperparameters
+    assert h["nugget"] == pytest.approx(0.2, rel=0.2)
+    (h,) = (
+        GaussianProcess()
+        .fit(Observations.exact(u, torch.sin(3 * u[:, 0]) + noise, torch.full((120,), 0.04, dtype=torch.float64)))
+        .hyperparameters
+    )
+    assert h["nugget"] < 0.07  # known already
+
+
+def test_a_linear_mean_extrapolates():
+    u = points(12, d=1) * 0.5
+    z = 3 * u[:, 0] + 0.01 * torch.sin(40 * u[:, 0])
+    far = torch.tensor([[1.0]], dtype=torch.float64)
+    mean = GaussianProcess(mean="linear").fit(Observations.exact(u, z)).marginal(far)[0]
+    assert float(mean) == pytest.approx(3.0, abs=0.15)
+
+
+# --- censored observations
+
+
+def quadrature_of_censored(covariance, mean, z, variance, side):
+    """Exact mean and variance of f at the first point by summing over a grid of two correlated points."""
+    grid = np.linspace(-12, 12, 1601)
+    a, b = np.meshgrid(grid, grid, indexing="ij")
+    density = scipy.stats.multivariate_normal(mean, covariance).pdf(np.stack([a, b], -1))
+    for f, y, v, s in zip((a, b), z, variance, side):
+        density = density * (
+            scipy.stats.norm.pdf(y, f, math.sqrt(v)) if s == 0 else scipy.stats.norm.cdf(s * (f - y) / math.sqrt(v))
+        )
+    weight = density / density.sum()
+    out = []
+    for f in (a, b):
+        m = (weight * f).sum()
+        out.append((m, (weight * (f - m) ** 2).sum()))
+    return out
+
+
+@pytest.mark.parametrize("side", [(1.0, 0.0), (-1.0, 0.0), (1.0, 1.0), (1.0, -1.0)])
+@pytest.mark.parametrize("bound", [-1.0, 0.5, 2.0])
+def test_expectation_propagation_agrees_with_quadrature(side, bound):
+    covariance = torch.tensor([[1.5, 0.9], [0.9, 1.0]], dtype=torch.float64)
+    mean = torch.tensor([0.2, -0.1], dtype=torch.float64)
+    z = torch.tensor([bound, 0.6], dtype=torch.float64)
+    variance = torch.tensor([0.05, 0.1], dtype=torch.float64)
+    side = torch.tensor(side, dtype=torch.float64)
+    values, noise = censored_sites(covariance, mean, z, variance, side)
+    gain = covariance @ torch.linalg.inv(covariance + torch.diag(noise))
+    m, c = mean + gain @ (values - mean), covariance - gain @ covariance
+    exact = quadrature_of_censored(covariance.numpy(), mean.numpy(), z.numpy(), variance.numpy(), side.numpy())
+    for i, (em, ev) in enumerate(exact):
+        # EP matches one censored point's moments exactly; with two the variance is off by some per cent.
+        assert float(m[i]) == pytest.approx(em, abs=0.01 * math.sqrt(ev))
+        assert float(c[i, i]) == pytest.approx(ev, rel=0.01 if (side == 0).any() else 0.05)
+
+
+def test_half_of_the_data_censored_gives_the_right_side():
+    u = points(40)
+    f = 4 * (u[:, 0] + u[:, 1] - 1)
+    side = (f > 0.5).double()
+    z = torch.where(side > 0, torch.full_like(f, 0.5), f)
+    data = Observations(u, z[:, None], torch.zeros(40, 1, dtype=torch.float64), side[:, None])
+    at = points(500, seed=9)
+    mean, variance = GaussianProcess().fit(data).marginal(at)
+    truth = 4 * (at[:, 0] + at[:, 1] - 1)
+    assert (((mean[0] > 0) == (truth > 0)) | (truth.abs() < 0.2)).double().mean() > 0.99
+    beyond = truth > 1.5
+    assert (mean[0, beyond] > 0.5).all()
+    assert variance[0, beyond].mean() > variance[0, truth < 0].mean()  # only the side is known there
+
+
+def test_only_censored_values():
+    u = points(6)
+    data = Observations(
+        u, torch.full((6, 1), 2.0).double(), torch.zeros(6, 1).double(), torch.ones(6, 1, dtype=torch.float64)
+    )
+    mean, variance = GaussianProcess().fit(data).marginal(u)
+    assert (mean > 1.5).all()
+    assert torch.isfinite(variance).all()
+
+
+# --- numerical trouble
+
+
+def test_the_jitter_ladder_mends_what_can_be_mended_and_no_more():
+    singular = torch.ones(4, 4, dtype=torch.float64)
+    factor = cholesky(singular)
+    assert torch.allclose(factor @ factor.T, singular, atol=10 * JITTERS[-1])
+    with pytest.raises(FitError, match="covariance of 2 points must be positive definite"):
+        cholesky(torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64))
+    with pytest.raises(FitError, match="must be positive definite, got mean diagonal nan"):
+        cholesky(torch.full((3, 3), math.nan, dtype=torch.float64))
+
+
+def test_duplicates_with_different_values_are_noise():
+    u = points(10)
+    twice = torch.cat([u, u])
+    z = torch.cat([u[:, 0], u[:, 0] + 0.1])
+    mean, _ = GaussianProcess().fit(Observations.exact(twice, z)).marginal(u)
+    assert (mean[0] - u[:, 0] - 0.05).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kernel": "matern72"}, "kernel must be matern52, matern32 or rbf .* got kernel='matern72'"),
+        ({"mean": "zero"}, "mean constant or linear, got .*mean='zero'"),
+        ({"restarts": 0}, "needs 1 <= restarts <= 4 .* got restarts=0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(InvalidStrategy, match=message):
+        GaussianProcess(**settings)
+
+
+def test_observations_are_checked():
+    u = points(3)
+    with pytest.raises(ShapeError, match=r"need u \(n, d\) and z, variance, side \(n, t\), got"):
+        Observations.exact(u, torch.zeros(4, dtype=torch.float64))
+    with pytest.raises(ShapeError, match="must be finite with variances >= 0"):
+        Observations.exact(u, torch.tensor([0.0, math.nan, 1.0], dtype=torch.float64))
+    with pytest.raises(ShapeError, match="must be finite with variances >= 0"):
+        Observations.exact(u, torch.zeros(3).double(), torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64))

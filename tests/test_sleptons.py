@@ -11,12 +11,16 @@ from excursion.examples import sleptons
 from excursion.examples.sleptons import (
     BINS,
     CROSS_SECTIONS,
+    Production,
     Reconstructed,
     Simulation,
     background_spec,
     cross_section,
     decay,
+    detect,
     fill,
+    jet_resolution,
+    lepton_resolution,
     met_significance,
     select,
     stransverse_mass,
@@ -117,6 +121,90 @@ def test_decay_is_isotropic_in_the_rest_frame():
     cos = np.tanh(leptons[..., 1])
     assert abs(cos.mean()) < 4 / math.sqrt(3 * 20000)
     assert np.mean(cos**2) == pytest.approx(1 / 3, abs=0.01)
+
+
+def at_rest(jets=((0.0, 0.0, 0.0),), soft=(0.0, 0.0), n=4000, decays=4):
+    """Sleptons of 300 GeV at rest decay to massless neutralinos: leptons of 150 GeV. Detected with the same jets."""
+    production = Production(
+        sleptons=np.tile([0.0, 0.0, 0.0, 300.0], (n, 2, 1)),
+        jets=np.tile(np.array(jets, dtype=float), (n, 1, 1)),
+        soft=np.tile(np.array(soft, dtype=float), (n, 1)),
+    )
+    return detect(production, 0.0, decays, np.random.default_rng(3))
+
+
+def vectors(objects):
+    return objects[..., :1] * np.stack([np.cos(objects[..., 2]), np.sin(objects[..., 2])], -1)
+
+
+def test_leptons_are_smeared_with_their_resolution():
+    events = at_rest()
+    assert events.muons.mean() == 0.5
+    true = 150.0 / np.cosh(events.leptons[..., 1])
+    for muons in (True, False):
+        chosen_, pt = events.leptons[events.muons == muons, :, 0], true[events.muons == muons]
+        pulls = (chosen_ - pt) / lepton_resolution(pt, np.array(muons))
+        assert pulls.mean() == pytest.approx(0.0, abs=0.03)
+        assert pulls[pt > 20].std() == pytest.approx(1.0, abs=0.03)
+    assert lepton_resolution(np.array(100.0), np.array(True)) == pytest.approx(math.hypot(1.5, 1.0))
+    assert lepton_resolution(np.array(100.0), np.array(False)) == pytest.approx(math.sqrt(2.0))
+
+
+def test_missing_momentum_is_minus_what_is_seen():
+    # A jet that is always seen, one that is (nearly) always lost to its tracks, a soft recoil.
+    events = at_rest(jets=((300.0, 0.5, 1.0), (10.0, -1.0, 0.0)), soft=(50.0, -20.0))
+    seen = vectors(events.leptons).sum(1) + vectors(events.jets).sum(1)
+    rare = events.jets[:, 1, 0] > 0
+    assert rare.mean() < 0.05
+    rest = (events.met + seen)[~rare]
+    np.testing.assert_allclose(rest.mean(0), [-0.6 * (50 + 10), 0.6 * 20], atol=0.3)
+    np.testing.assert_allclose(rest.std(0), 8.9, rtol=0.03)
+
+
+def test_tracks_of_forward_jets_are_not_seen():
+    events = at_rest(jets=((12.0, 2.6, 0.0),))
+    rest = events.met + vectors(events.leptons).sum(1)
+    np.testing.assert_allclose(rest.mean(0), 0.0, atol=0.3)
+
+
+def test_jets_are_smeared_and_rejected_as_pile_up():
+    events = at_rest(jets=((200.0, 0.5, 1.0), (40.0, 1.0, -2.0)))
+    hard, soft = events.jets[:, 0, 0], events.jets[:, 1, 0]
+    assert np.all(hard > 0)
+    assert ((hard - 200) / jet_resolution(np.array(200.0))).std() == pytest.approx(1.0, abs=0.03)
+    assert np.mean(soft > 0) == pytest.approx(0.92, abs=0.01)
+    assert soft[soft > 0].mean() == pytest.approx(40.0, abs=0.2)
+    assert jet_resolution(np.array(100.0)) == pytest.approx(math.sqrt(16 + 36 + 9))
+
+
+@pytest.mark.parametrize(("eta", "share"), [(2.3, 0.92), (2.5, 0.0), (-2.5, 0.0)])
+def test_forward_jets_need_more_momentum(eta, share):
+    # 25 +- 5.1 GeV: mostly above 20, hardly ever above 30 with the pile-up rejection.
+    seen = np.mean(at_rest(jets=((25.0, eta, 1.0),)).jets[:, 0, 0] > 0)
+    assert seen == pytest.approx(share * 0.84 if share else 0.92 * 0.16, abs=0.02)
+
+
+def test_generated_events_balance():
+    production = sleptons.generate(300.0, 100.0, 600, "parton", 1)
+    assert np.all(np.diff(production.jets[..., 0], axis=1) <= 0)
+    assert np.all(production.jets[..., 0].min(initial=99, where=production.jets[..., 0] > 0) >= 10)
+    mass2 = production.sleptons[..., 3] ** 2 - np.sum(production.sleptons[..., :3] ** 2, axis=-1)
+    np.testing.assert_allclose(mass2, 300.0**2, rtol=1e-6)
+    # The pair recoils from jets and soft activity; only what leaves close to the beams is missing.
+    pair = production.sleptons[..., :2].sum(axis=1)
+    recoil = vectors(production.jets).sum(1) + production.soft
+    contained = np.hypot(*(pair + recoil).T) / np.hypot(*pair.T)
+    assert np.median(contained) < 0.3
+    other = sleptons.generate(300.0, 100.0, 600, "parton", 2)
+    assert not np.array_equal(other.sleptons, production.sleptons)
+
+
+@pytest.mark.parametrize(("fidelity", "on"), [("parton", False), ("hadron", True)])
+def test_what_the_fidelities_switch_on(fidelity, on):
+    pythia = sleptons._pythia(300.0, 100.0, fidelity, 1)
+    assert pythia.flag("PartonLevel:MPI") is on
+    assert pythia.flag("HadronLevel:all") is on
+    assert pythia.flag("PartonLevel:ISR")
 
 
 def test_selected_event_and_its_weight():
@@ -252,12 +340,18 @@ def test_yields_of_a_real_run(small):
     assert 0 < small.nominal[8] < small.nominal[6]
 
 
-def test_errors_describe_the_spread_of_seeds():
-    runs = [Simulation(events=100)(POINT, seed=seed) for seed in range(12)]
-    totals = np.array([run.nominal for run in runs]).sum(axis=1)
-    errors = np.mean([np.hypot.reduce(run.errors) for run in runs])
-    # Bins are correlated through the pairs, so the errors of the bins in quadrature are a lower bound, nearly.
-    assert 0.5 * errors < totals.std(ddof=1) < 2.5 * errors
+def test_errors_describe_the_spread_of_independent_runs():
+    # One run of 2500 pairs, cut into 50 runs of 50: their yields scatter as much as their errors say.
+    decays = 4
+    production = sleptons.generate(400.0, 200.0, 2500, "parton", 7)
+    index, weights = select(sleptons.detect(production, 200.0, decays, np.random.default_rng(7)))
+    size = 50 * decays
+    parts = [slice(start, start + size) for start in range(0, len(index) - size + 1, size)]
+    nominal, errors = np.array([fill(index[part], weights[part], 50, 100.0) for part in parts]).transpose(1, 0, 2)
+    filled = nominal.mean(axis=0) > 1.0
+    assert filled.sum() >= 8
+    ratios = nominal.std(axis=0, ddof=1) / np.sqrt(np.mean(errors**2, axis=0))
+    assert ratios[filled].mean() == pytest.approx(1.0, abs=0.12)
 
 
 def test_no_sensitivity_is_a_result_not_an_error():

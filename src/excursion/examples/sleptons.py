@@ -437,7 +437,8 @@ def fill(index: NDArray[np.int64], weights: Floats, generated: int, produced: fl
     """Expected yields and Monte Carlo errors from weighted events.
 
     Measurements of the same pair are correlated, so a bin's variance is the sum over *pairs* of the square of their
-    summed weight.
+    summed weight. Bins are anticorrelated (a pair has one jet or none), which the errors do not tell: in quadrature
+    they overstate the error of a limit, by a factor of up to two.
 
     Args:
         index: (n,) bin of each event, -1 for none.

@@ -46,7 +46,9 @@ def test_looks_ahead_agree_with_the_average_over_outcomes(u, r):
     assert float(levelset.expected_bernoulli_variance(*args)) == pytest.approx(
         normal_average(lambda z: p(z) * (1 - p(z)), 40001), abs=1e-9
     )
-    assert float(levelset.conditional_entropy(*args)) == pytest.approx(normal_average(lambda z: h(p(z)), 40001), abs=1e-9)
+    assert float(levelset.conditional_entropy(*args)) == pytest.approx(
+        normal_average(lambda z: h(p(z)), 40001), abs=1e-9
+    )
 
 
 def test_a_look_that_tells_nothing_and_one_that_tells_all():

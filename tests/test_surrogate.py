@@ -88,9 +88,7 @@ def test_hyperparameters_are_at_the_maximum_of_their_posterior():
         value -= scipy.stats.lognorm.logpdf(amplitude2, 1.5)
         return value - scipy.stats.norm.logpdf(theta[3], math.log(1e-5), 4)
 
-    best = np.array(
-        [*np.log(h["lengthscales"]), 2 * math.log(h["amplitude"] / sd), 2 * math.log(h["nugget"] / sd)]
-    )
+    best = np.array([*np.log(h["lengthscales"]), 2 * math.log(h["amplitude"] / sd), 2 * math.log(h["nugget"] / sd)])
     again = scipy.optimize.minimize(objective, best, method="Nelder-Mead", options={"fatol": 1e-9, "xatol": 1e-6})
     assert objective(best) - again.fun < 1e-3
 

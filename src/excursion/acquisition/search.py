@@ -135,9 +135,11 @@ def select(
 
     size = search.candidates + 8 * n
     candidates = _candidates(pool, interest, taken, size, generator)
-    if len(candidates) < n:  # a coarse lattice, nearly used up: everything that is left, or SpaceExhausted
+    gap = SEPARATION
+    if len(candidates) < 2 * n:  # a coarse lattice, nearly used up: everything that is left, or SpaceExhausted
+        gap = 1e-9
         left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
-        candidates = left[_not_taken(left, taken)]
+        candidates = left[_not_taken(left, taken, 1e-9)]
     field = _Field.of(posterior, candidates, at)
 
     def score(f: _Field, i: Tensor | slice = slice(None)) -> Tensor:
@@ -163,8 +165,7 @@ def select(
                     pick, value = near[worth.argmax()], worth.max()
         picks.append(pick)
         scores.append(value)
-        # Never the same point twice, nor a neighbour on the lattice that is the same point after rounding.
-        stale = torch.where((candidates - pick).abs().amax(1) < 1e-9, -math.inf, stale)
+        stale = torch.where(_not_taken(candidates, pick[None], gap), stale, -math.inf)
         if stale.isneginf().all() and len(picks) < n:
             raise SpaceExhausted(
                 f"search: needs {n} allowed points, got {len(picks)} that have not been asked. "
@@ -247,11 +248,16 @@ def _top(score: Tensor, best: int, n: int) -> Tensor:
     return torch.unique(torch.cat([score.topk(min(n, len(score))).indices, torch.tensor([best])]))
 
 
-def _not_taken(u: Tensor, taken: Tensor) -> Tensor:
-    """Mask of the points that have not been asked, to 1e-9 of the cube."""
+#: Points nearer to one another than this (in each coordinate of the cube) are one point for the search: another look
+#: there teaches nothing new, and covariances of near-duplicates are close to singular.
+SEPARATION = 3e-4
+
+
+def _not_taken(u: Tensor, taken: Tensor, gap: float = SEPARATION) -> Tensor:
+    """Mask of the points that are not one of those asked before."""
     if not len(taken):
         return torch.ones(len(u), dtype=torch.bool)
-    return torch.cdist(u, taken, p=math.inf, compute_mode="donot_use_mm_for_euclid_dist").amin(1) > 1e-9
+    return torch.cdist(u, taken, p=math.inf, compute_mode="donot_use_mm_for_euclid_dist").amin(1) > gap
 
 
 def _candidates(pool: Tensor, interest: Tensor, taken: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -277,7 +283,7 @@ def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator
     """Indices of n points drawn with probability proportional to a non-negative score, apart from one another.
 
     The distance starts at that of n points on a lattice of the whole cube and shrinks by 0.8 until n points fit;
-    points asked before keep the same distance.
+    points asked before keep the same distance. Points without score are used only if there are too few others.
 
     Raises:
         SpaceExhausted: fewer than n points.
@@ -289,7 +295,9 @@ def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator
         raise SpaceExhausted(f"Poisson disc: needs {n} points, got {len(points)}. Use a finer step or a smaller batch")
     weight = score.clamp_min(0.0) + 1e-12 * score.abs().max() + 1e-300
     keys = torch.rand(len(points), generator=generator, dtype=points.dtype).clamp_min(1e-300).log() / weight
-    order = keys.argsort(descending=True).tolist()
+    order = keys.argsort(descending=True)
+    worth = weight[order] > 1e-6 * weight.max()
+    order = order[worth if worth.sum() >= n else slice(None)].tolist()
     radius = n ** (-1 / points.shape[1])
     while True:
         accepted: list[int] = []

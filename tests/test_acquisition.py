@@ -1,0 +1,287 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from excursion import levelset
+from excursion.acquisition import (
+    CRITERIA,
+    PES,
+    SUR,
+    ExclusionEntropy,
+    MutualInformation,
+    Search,
+    Sobol,
+    Straddle,
+    Target,
+    acquisition_from_json,
+    select,
+)
+from excursion.acquisition.criteria import truncated_normal
+from excursion.acquisition.search import SEPARATION, integration_set, poisson_disc
+from excursion.errors import InvalidStrategy, SpaceExhausted
+from excursion.space import Parameter, ParameterSpace
+from excursion.surrogate import GaussianProcess, Observations
+from excursion.testing import AcquisitionContract
+
+NOTHING = torch.zeros(0, 2, dtype=torch.float64)
+
+
+def points(n, d=2, seed=1):
+    return torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+
+
+@pytest.fixture(params=[*(c() for c in CRITERIA.values()), SUR(loss="variance")], ids=repr)
+def acquisition(request):
+    return request.param
+
+
+class TestCriteria(AcquisitionContract):
+    pass
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    u = points(8)
+    return GaussianProcess().fit(Observations.exact(u, torch.sin(5 * u[:, 0]) + u[:, 1]))
+
+
+LEVELS = ((0.8,), (0.3, 0.8, 1.5))
+
+
+def prospect(posterior, candidates, levels):
+    p = AcquisitionContract.prospect(posterior, candidates, (levels,))
+    return type(p)(**{**p.__dict__, "weights": torch.ones(1, dtype=torch.float64)})
+
+
+def average_over_outcomes(posterior, at, candidate, loss):
+    """E_z of the loss of the belief, by conditioning on each outcome z of the look; trapezoidal rule in z."""
+    mean, variance = (m[0, 0] for m in posterior.marginal(candidate[None]))
+    noise = posterior.noise
+    z = np.linspace(-7.5, 7.5, 301)
+    losses = [
+        loss(
+            *(
+                m[0]
+                for m in posterior.condition(
+                    candidate[None], (mean + (variance + noise).sqrt() * s)[None], noise[None]
+                ).marginal(at)
+            )
+        )
+        for s in z
+    ]
+    return np.trapezoid(scipy.stats.norm.pdf(z) * losses, z)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize(
+    ("criterion", "of_p"),
+    [
+        (SUR(), levelset.misclassification),
+        (SUR(loss="variance"), lambda p: p * (1 - p)),
+        (MutualInformation(), levelset.binary_entropy),
+    ],
+    ids=["misclassification", "variance", "information"],
+)
+def test_looking_ahead_agrees_with_conditioning_on_every_outcome(posterior, criterion, of_p, levels):
+    at = points(40, seed=6)
+
+    def loss(mean, variance):
+        return float(sum(of_p(levelset.excursion_probability(mean, variance, t)).mean() for t in levels))
+
+    candidates = points(4, seed=11)
+    scores = criterion.score(prospect(posterior, candidates, levels))
+    now = loss(*(m[0] for m in posterior.marginal(at)))
+    for candidate, score in zip(candidates, scores):
+        expect = now - average_over_outcomes(posterior, at, candidate, loss)
+        assert float(score) == pytest.approx(expect, rel=5e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_pes_is_the_drop_of_the_looks_entropy(posterior, levels):
+    """Entropy of the look minus its average entropy given the class elsewhere, moments by numerical integration."""
+    at, candidates = points(40, seed=6), points(3, seed=11)
+    scores = PES().score(prospect(posterior, candidates, levels))
+    at_mean, at_variance = (m[0] for m in posterior.marginal(at))
+    cross = posterior.cross(at, candidates)[0]
+    ends = [-math.inf, *levels, math.inf]
+    for c, score in enumerate(scores):
+        seen = float(posterior.marginal(candidates)[1][0, c] + posterior.noise[0])
+        total = 0.0
+        for q in range(40):
+            f = scipy.stats.norm(float(at_mean[q]), math.sqrt(float(at_variance[q])))
+            slope = float(cross[q, c]) / f.var()
+            for low, high in itertools.pairwise(ends):
+                grid = np.linspace(max(low, f.mean() - 12 * f.std()), min(high, f.mean() + 12 * f.std()), 20001)
+                if grid[0] >= grid[-1]:
+                    continue
+                weight = f.pdf(grid)
+                weight /= (p := np.trapezoid(weight, grid)) or 1.0
+                m = np.trapezoid(weight * grid, grid)
+                spread = np.trapezoid(weight * (grid - m) ** 2, grid)
+                if p > 1e-12:
+                    total += p * 0.5 * math.log(seen / (seen - slope**2 * (f.var() - spread)))
+        assert float(score) == pytest.approx(total / 40, rel=1e-3, abs=1e-7)
+
+
+def test_pointwise_criteria_by_hand(posterior):
+    candidates = points(6, seed=11)
+    mean, variance = (m[0].numpy() for m in posterior.marginal(candidates))
+    p = scipy.stats.norm.sf(0.8, mean, np.sqrt(variance))
+    entropy = ExclusionEntropy().score(prospect(posterior, candidates, (0.8,)))
+    assert np.allclose(entropy, [scipy.stats.entropy([q, 1 - q]) for q in p])
+    straddle = Straddle(kappa=2.5).score(prospect(posterior, candidates, (-5.0, 0.8)))
+    assert np.allclose(straddle, 2.5 * np.sqrt(variance) - np.abs(mean - 0.8))
+
+
+@pytest.mark.parametrize(("a", "b"), [(-math.inf, 0.3), (-1.0, 2.0), (5.0, math.inf), (-math.inf, -7.0), (6.0, 6.5)])
+def test_truncated_normal_moments(a, b):
+    probability, variance = truncated_normal(*(torch.tensor([v], dtype=torch.float64) for v in (a, b)))
+    exact = scipy.stats.truncnorm(a, b)
+    assert float(probability) == pytest.approx(scipy.stats.norm.cdf(b) - scipy.stats.norm.cdf(a), rel=1e-9, abs=1e-16)
+    assert float(variance) == pytest.approx(exact.var(), rel=1e-6, abs=1e-8)
+
+
+def test_an_empty_class_has_no_weight():
+    probability, variance = truncated_normal(torch.tensor([60.0]).double(), torch.tensor([61.0]).double())
+    assert float(probability) == 0
+    assert float(variance) == 0
+
+
+# --- the search
+
+
+SPACE = ParameterSpace.of({"x": (0, 1), "y": (0, 1)})
+TARGET = Target((torch.tensor([0.8], dtype=torch.float64),), torch.ones(1, dtype=torch.float64))
+
+
+def test_integration_points_are_unbiased_and_near_the_band(posterior):
+    pool = points(4096, seed=3)
+    interest = TARGET.interest(*posterior.marginal(pool))
+    g = torch.sin(3 * pool[:, 0]) + pool[:, 1] ** 2
+    estimates = []
+    for seed in range(200):
+        index, weight = integration_set(interest, 256, torch.Generator().manual_seed(seed))
+        estimates.append(float((weight * g[index]).sum()))
+    error = np.std(estimates) / math.sqrt(200)
+    assert np.mean(estimates) == pytest.approx(float(g.mean()), abs=4 * error + 1e-12)
+    assert error < 0.01
+    assert interest[index].mean() > 1.5 * interest.mean()
+
+
+def test_integration_points_without_any_interest_are_uniform():
+    index, weight = integration_set(torch.zeros(100, dtype=torch.float64), 50, torch.Generator().manual_seed(0))
+    assert torch.allclose(weight, torch.full((50,), 1 / 50, dtype=torch.float64))
+    assert len(torch.unique(index)) == 50
+
+
+def test_the_batch_is_the_brute_force_one(posterior):
+    """On few candidates, greedy with joint variance equals doing it the slow way."""
+    search = Search(pool=48, candidates=48, integration=32, polish=0)
+    chosen, scores = select(SUR(), posterior, SPACE, TARGET, 4, seed=5, taken=NOTHING, search=search)
+    pool = SPACE.sample(0, 48, 5)
+    index, weight = integration_set(TARGET.interest(*posterior.marginal(pool)), 32, torch.Generator().manual_seed(5))
+    belief, expect = posterior, []
+    for score in scores:
+        p = prospect(belief, pool, (0.8,))
+        at = pool[index]
+        at_mean, at_variance = belief.marginal(at)
+        p = type(p)(
+            **{
+                **p.__dict__,
+                "at_mean": at_mean,
+                "at_variance": at_variance,
+                "at_weight": weight,
+                "cross": belief.cross(at, pool),
+            }
+        )
+        worth = SUR().score(p)
+        expect.append(pool[worth.argmax()])
+        assert float(score) == pytest.approx(float(worth.max()), rel=1e-6)
+        belief = belief.condition(expect[-1][None])
+    assert torch.allclose(chosen, torch.stack(expect))
+
+
+def test_polishing_finds_better_points(posterior):
+    rough = select(SUR(), posterior, SPACE, TARGET, 1, seed=5, taken=NOTHING, search=Search(pool=64, polish=0))
+    fine = select(SUR(), posterior, SPACE, TARGET, 1, seed=5, taken=NOTHING, search=Search(pool=64, polish=3))
+    assert fine[1] > rough[1]
+
+
+@pytest.mark.parametrize("batch", ["joint", "poisson-disc", "top"])
+def test_batches_are_allowed_distinct_and_reproducible(acquisition, posterior, batch):
+    space = ParameterSpace((Parameter("x", 0, 1), Parameter("y", 0, 10, step=0.5)), ("x**2 + (y/10)**2 < 0.8",))
+    search = Search(batch=batch, pool=512, candidates=64, integration=64)
+    taken = space.snap(points(8))
+    if isinstance(acquisition, Sobol) and batch != "poisson-disc":
+        return  # nothing to choose by
+    u, scores = select(acquisition, posterior, space, TARGET, 6, seed=3, taken=taken, search=search)
+    assert u.shape == (6, 2)
+    assert scores.shape == (6,)
+    assert space.allowed_unit(u).all()
+    assert torch.allclose(u, space.snap(u), atol=1e-12)
+    assert torch.cdist(u, torch.cat([u, taken])).add(10 * torch.eye(6, 14)).min() > 1e-6
+    again = select(acquisition, posterior, space, TARGET, 6, seed=3, taken=taken, search=search)
+    assert torch.equal(u, again[0])
+
+
+def test_a_joint_batch_spreads_and_the_top_does_not(posterior):
+    spread = {}
+    for batch in ("joint", "top"):
+        u, _ = select(SUR(), posterior, SPACE, TARGET, 5, seed=3, taken=NOTHING, search=Search(batch=batch))
+        spread[batch] = float(torch.nn.functional.pdist(u).min())
+    assert spread["joint"] > 0.05
+    assert spread["top"] < spread["joint"]
+
+
+def test_poisson_discs_keep_their_distance_and_prefer_high_scores():
+    u = points(600)
+    score = (u[:, 0] > 0.5).double()
+    chosen = poisson_disc(u, score, u[:3], 12, torch.Generator().manual_seed(1))
+    assert len(set(chosen.tolist())) == 12
+    assert (u[chosen][:, 0] > 0.5).all()
+    assert torch.nn.functional.pdist(u[chosen]).min() > 0.1
+    with pytest.raises(SpaceExhausted, match="Poisson disc: needs 5 points, got 3"):
+        poisson_disc(u[:3], score[:3], u[:0], 5, torch.Generator())
+
+
+def test_a_lattice_is_used_up_to_the_last_point(posterior):
+    space = ParameterSpace((Parameter("x", 0, 3, step=1), Parameter("y", 0, 2, step=1)))  # 12 points
+    taken = space.sample(0, 9, 0, distinct=True)
+    u, _ = select(SUR(), posterior, space, TARGET, 3, seed=1, taken=taken, search=Search(pool=16))
+    assert torch.cdist(u, torch.cat([taken, u])).add(10 * torch.eye(3, 12).roll(9, 1)).min() > 0.1
+    with pytest.raises(SpaceExhausted):
+        select(SUR(), posterior, space, TARGET, 4, seed=1, taken=taken, search=Search(pool=16))
+
+
+def test_large_batches_and_many_points_stay_sane(posterior):
+    u, scores = select(SUR(), posterior, SPACE, TARGET, 60, seed=3, taken=NOTHING)
+    assert torch.nn.functional.pdist(u).min() > SEPARATION
+    assert torch.isfinite(scores).all()
+
+
+# --- bad input
+
+
+def test_an_unknown_criterion_lists_the_known():
+    with pytest.raises(InvalidStrategy, match="must be one of SUR, MutualInformation, PES, .*, got 'MES'"):
+        acquisition_from_json({"type": "MES"})
+    with pytest.raises(InvalidStrategy, match="criterion Straddle: settings must exist, got {'beta': 2}"):
+        acquisition_from_json({"type": "Straddle", "beta": 2})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SUR(loss="entropy"), "loss must be 'misclassification' or 'variance', got 'entropy'"),
+        (lambda: Straddle(kappa=0), "kappa must be positive and finite, got 0"),
+        (lambda: Search(batch="best"), "batch must be joint, poisson-disc or top, got 'best'"),
+        (lambda: Search(candidates=3), "must be at least 16, got .*candidates=3"),
+    ],
+)
+def test_settings_are_checked(make, message):
+    with pytest.raises(InvalidStrategy, match=message):
+        make()

@@ -1,0 +1,260 @@
+"""The command `excursion`: parse, call one function, print. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from .errors import ExcursionError
+
+app = typer.Typer(
+    help="Find level sets (exclusion contours) of expensive functions with few evaluations.\n\n"
+    "A campaign is one search: its parameters, the thresholds that matter and every point evaluated so far, kept in a "
+    "store (an SQLite file). Several commands may work on the same store at the same time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+examples = typer.Typer(help="Run a complete example with real physics.", no_args_is_help=True)
+app.add_typer(examples, name="example")
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Store: an SQLite file or a database URL.")]
+NameArgument = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="Campaign; not needed if the store holds only one.")
+]
+SpecArgument = Annotated[
+    Path, typer.Argument(metavar="SPEC.yaml", help="Description of the campaign; see docs/yaml.md.")
+]
+Budget = Annotated[int | None, typer.Option(help="Evaluations in all, earlier ones included.")]
+Workers = Annotated[int | None, typer.Option(help="Evaluations at the same time.")]
+Progress = Annotated[bool, typer.Option(help="Show live figures.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@contextmanager
+def _reported(advice: Callable[[], str] = lambda: "nothing is lost") -> Iterator[None]:
+    """Our errors become one line and exit code 2, Ctrl-C a sentence and 130; all else is a bug with its traceback."""
+    try:
+        yield
+    except ExcursionError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {advice()}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _terminated(*_: Any) -> NoReturn:
+    """A batch system's SIGTERM ends a run like Ctrl-C: what is in flight is queued again."""
+    raise KeyboardInterrupt
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"excursion {version('excursion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("run")
+def run_spec(spec: SpecArgument, budget: Budget = None, workers: Workers = None, progress: Progress = True) -> None:
+    """Run the campaign that a YAML file describes, or go on with it.
+
+    The campaign is created in its store if it is not there. If it is, it goes on where it stopped, provided that
+    problem and strategy are the same.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    with _reported(lambda: f"go on with: excursion run {spec}"):
+        from .report.tables import ended
+        from .spec import begin, go_on, load
+
+        found = load(spec)
+        campaign = begin(found)
+        report = go_on(campaign, found.evaluator, found.run, budget=budget, workers=workers, progress=progress)
+        typer.echo(ended(report, found.store))
+
+
+@app.command()
+def create(spec: SpecArgument) -> None:
+    """Create the campaign that a YAML file describes without running it, for ask and tell by hand."""
+    with _reported():
+        from .spec import begin, load
+
+        found = load(spec)
+        typer.echo(f"campaign {begin(found).name!r} is in {found.store}")
+
+
+@app.command()
+def resume(
+    store: StoreArgument,
+    name: NameArgument = None,
+    budget: Budget = None,
+    workers: Workers = None,
+    progress: Progress = True,
+) -> None:
+    """Go on with a campaign from its store alone; the YAML file is not needed.
+
+    Points that were in flight when a run died are evaluated again; everything that was told is kept.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    with _reported(lambda: " ".join(["go on with: excursion resume", store, *([f"'{name}'"] if name else [])])):
+        from .report.tables import ended
+        from .spec import resume as go_on
+
+        typer.echo(ended(go_on(store, name, budget=budget, workers=workers, progress=progress), store))
+
+
+@app.command("list")
+def list_campaigns(store: StoreArgument) -> None:
+    """List the campaigns of a store."""
+    with _reported():
+        from .report.tables import listing
+
+        for line in listing(store):
+            typer.echo(line)
+
+
+@app.command()
+def status(store: StoreArgument, name: NameArgument = None, as_json: AsJson = False) -> None:
+    """Show how a campaign stands, also while it runs."""
+    with _reported():
+        from .campaign import Campaign
+        from .report.tables import standing, standing_lines, strict_json
+
+        found = standing(Campaign.open(store, name))
+        typer.echo(strict_json(found) if as_json else "\n".join(standing_lines(found)))
+
+
+@app.command()
+def ask(
+    store: StoreArgument,
+    name: NameArgument = None,
+    n: Annotated[int, typer.Option("-n", help="How many points.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for the next points, to evaluate them by any means and `tell` the values.
+
+    Each line holds the number to tell and the parameters. The points are queued: a run takes them up, too.
+    """
+    with _reported():
+        from .campaign import Campaign
+        from .report.tables import point_lines, points_json
+
+        trials = Campaign.open(store, name).ask(n)
+        typer.echo(points_json(trials) if as_json else "\n".join(point_lines(trials)))
+
+
+@app.command()
+def tell(
+    store: StoreArgument,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Number of the point, as printed by ask.")],
+    value: Annotated[
+        list[str] | None, typer.Option(help="Value, or task=value for each of several tasks.", metavar="[TASK=]VALUE")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--json", help='JSON: {"task": value}, or {"values": ..., "variances": ...}.', metavar="JSON"),
+    ] = None,
+    file: Annotated[
+        typer.FileText | None, typer.Option(help="File with such JSON; - for standard input.", encoding="utf-8")
+    ] = None,
+    failed: Annotated[str | None, typer.Option(help="There is no value, for this reason.", metavar="REASON")] = None,
+    impossible: Annotated[bool, typer.Option("--impossible", help="With --failed: it would fail again.")] = False,
+    name: Annotated[str | None, typer.Option(help="Campaign; not needed if the store holds only one.")] = None,
+) -> None:
+    """Tell what came back from a point. A finished point never changes."""
+    with _reported():
+        from .campaign import Campaign
+        from .spec import outcome
+
+        campaign = Campaign.open(store, name)
+        text = file.read() if file is not None and text is None else text
+        told = outcome(campaign.problem, values=value or (), text=text, failed=failed, permanent=impossible)
+        typer.echo(f"trial {number} is {campaign.tell(number, told).state}")
+
+
+@app.command()
+def plot(
+    store: StoreArgument,
+    name: NameArgument = None,
+    out: Annotated[str, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = "excursion.png",
+) -> None:
+    """Draw contours, excursion probability and evaluated points."""
+    with _reported():
+        from .campaign import Campaign
+        from .report.plot import plot as draw
+        from .result import Result
+
+        draw(Result.of(Campaign.open(store, name)), out)
+        typer.echo(out)
+
+
+@app.command()
+def export(
+    store: StoreArgument,
+    name: NameArgument = None,
+    what: Annotated[Literal["trials", "contours"], typer.Option(help="All points, or the lines found.")] = "trials",
+    format_: Annotated[
+        Literal["csv", "json"], typer.Option("--format", help="JSON holds units and ranges, too.")
+    ] = "csv",
+    out: Annotated[str, typer.Option(help="File to write; - for standard output.")] = "-",
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(help="Contours in more than two parameters: hold one, name=value.", metavar="NAME=VALUE"),
+    ] = None,
+) -> None:
+    """Export trials or contours as CSV or JSON."""
+    with _reported():
+        from .campaign import Campaign
+        from .report.tables import exported, write
+
+        text = exported(Campaign.open(store, name), what, format_, fix or ())
+        if out == "-":
+            typer.echo(text, nl=not text.endswith("\n"))
+        else:
+            write(text, out)
+
+
+@examples.callback()
+def _examples() -> None:
+    pass
+
+
+@examples.command()
+def sleptons(
+    out: Annotated[Path, typer.Option(help="Folder for the store, the picture and the tables.")] = Path("sleptons"),
+    budget: Budget = None,
+    workers: Workers = None,
+) -> None:
+    """The exclusion contour of the ATLAS slepton search, from Pythia 8 events."""
+    signal.signal(signal.SIGTERM, _terminated)
+    with _reported(lambda: f"go on with: excursion example sleptons --out {out}"):
+        from .examples.sleptons import main as example
+
+        given: dict[str, Any] = {"budget": budget, "workers": workers}
+        example(out=out, **{key: value for key, value in given.items() if value is not None})
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="excursion")
+
+
+if __name__ == "__main__":
+    main()

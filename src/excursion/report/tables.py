@@ -1,0 +1,239 @@
+"""A campaign as text: how it stands, its trials and contours as CSV and strict JSON. Needs no optional package."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..campaign import Campaign
+from ..contours import Contour
+from ..data import FINISHED, Trial
+from ..errors import InvalidPoint, StoreError
+from ..problem import Problem
+from ..result import Result, table
+from ..runner import Report
+from ..store import Store, open_store
+
+__all__ = [
+    "contours",
+    "contours_csv",
+    "contours_json",
+    "ended",
+    "exported",
+    "listing",
+    "point_lines",
+    "points_json",
+    "standing",
+    "standing_lines",
+    "strict_json",
+    "trials_csv",
+    "trials_json",
+    "write",
+]
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every reader takes: NaN becomes null, infinities become "inf" and "-inf"."""
+    return json.dumps(_strict(value), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
+# --------------------------------------------------------------------------------------------- trials
+
+
+def trials_csv(campaign: Campaign) -> str:
+    """All trials, one per line; the columns of `Result.trials`. Missing numbers are empty, infinities "inf"."""
+    rows = table(campaign.problem, campaign.trials)
+    names = dict.fromkeys(campaign.problem.space.names, 0.0)
+    columns = list(table(campaign.problem, [Trial(number=0, x=names, basis=0, after=0)])[0])
+    return _csv(columns, rows)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def trials_json(campaign: Campaign) -> str:
+    """All trials with the description of parameters and tasks: units, ranges, thresholds."""
+    rows = table(campaign.problem, campaign.trials)
+    return strict_json(_description(campaign.name, campaign.problem) | {"trials": rows})
+
+
+def _description(name: str, problem: Problem) -> dict[str, Any]:
+    return {
+        "excursion": version("excursion"),
+        "campaign": name,
+        "parameters": [asdict(p) for p in problem.space.parameters],
+        "constraints": [c.text for c in problem.space.constraints],
+        "tasks": [asdict(t) for t in problem.tasks],
+    }
+
+
+# -------------------------------------------------------------------------------------------- contours
+
+
+def contours(result: Result, fixed: Sequence[str] = ()) -> list[Contour]:
+    """The level sets of all tasks and thresholds.
+
+    Args:
+        result: what is known.
+        fixed: "name=value" for all but two parameters, where there are more.
+
+    Raises:
+        InvalidPoint: more than two parameters vary, or a value that is no number.
+    """
+    values = {}
+    for item in fixed:
+        name, _, number = item.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise InvalidPoint(f"contours: a fixed parameter needs a value, got {item!r}. Write name=number") from None
+    return [result.contours(task.name, t, fixed=values) for task in result.problem.tasks for t in task.thresholds]
+
+
+def contours_csv(lines: Sequence[Contour], problem: Problem) -> str:
+    """One point per line: task, threshold, number of the line, then all parameters."""
+    rows = [
+        {"task": contour.task, "threshold": contour.threshold, "line": i, **contour.fixed}
+        | dict(zip(contour.names, point.tolist()))
+        for contour in lines
+        for i, line in enumerate(contour.lines)
+        for point in line
+    ]
+    return _csv(["task", "threshold", "line", *problem.space.names], rows)
+
+
+def contours_json(lines: Sequence[Contour], name: str, problem: Problem) -> str:
+    """Polylines in physical units, with the description of parameters and tasks."""
+    found = [asdict(contour) | {"lines": [line.tolist() for line in contour.lines]} for contour in lines]
+    return strict_json(_description(name, problem) | {"contours": found})
+
+
+def exported(campaign: Campaign, what: str = "trials", form: str = "csv", fixed: Sequence[str] = ()) -> str:
+    """The text of an export.
+
+    Args:
+        campaign: whose.
+        what: "trials" or "contours".
+        form: "csv" or "json".
+        fixed: see `contours`.
+    """
+    if what == "trials":
+        return trials_csv(campaign) if form == "csv" else trials_json(campaign)
+    found = contours(Result.of(campaign), fixed)
+    if form == "csv":
+        return contours_csv(found, campaign.problem)
+    return contours_json(found, campaign.name, campaign.problem)
+
+
+# ------------------------------------------------------------------------------------------- standing
+
+
+def standing(campaign: Campaign) -> dict[str, Any]:
+    """How a campaign stands.
+
+    Returns:
+        "counts" (state -> trials), "expected_misclassified" (task -> fraction of the allowed volume, None while the
+        design runs), "crossed" (task -> whether values on both sides are known), "seconds_per_point" (mean from claim
+        to outcome, None if nothing was evaluated), "failures" (the last three, latest first), "budget" (or None).
+    """
+    status, trials = campaign.status(), campaign.trials
+    seconds = [t.finished - t.started for t in trials if t.finished is not None and t.started is not None]
+    failed = [t for t in trials if t.outcome is not None and t.outcome.error is not None]
+    failed.sort(key=lambda t: -1 if t.told is None else t.told, reverse=True)
+    return {
+        "campaign": campaign.name,
+        "counts": dict(sorted(status.counts.items())),
+        "finished": sum(t.state in FINISHED for t in trials),
+        "budget": (campaign.extra.get("run") or {}).get("budget"),
+        "expected_misclassified": {t: status.uncertainty.get(t) for t in campaign.problem.task_names},
+        "crossed": dict(status.crossed),
+        "seconds_per_point": sum(seconds) / len(seconds) if seconds else None,
+        "failures": [
+            {"number": t.number, "state": t.state, "reason": t.outcome.error} for t in failed[:3] if t.outcome
+        ],
+    }
+
+
+def standing_lines(found: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    counts = ", ".join(f"{n} {state}" for state, n in found["counts"].items()) or "no trials"
+    of = f" of {found['budget']}" if found["budget"] else ""
+    lines = [f"{found['campaign']}: {found['finished']}{of} finished ({counts})"]
+    for task, left in found["expected_misclassified"].items():
+        crossed = "threshold crossed" if found["crossed"][task] else "threshold not crossed yet"
+        known = "not known before the design is complete" if left is None else f"{100 * left:.2f} % of the volume"
+        lines.append(f"  {task}: {crossed}, expected misclassified {known}")
+    if found["seconds_per_point"] is not None:
+        lines.append(f"  {found['seconds_per_point']:.2f} s per point")
+    for failure in found["failures"]:
+        lines.append(f"  trial {failure['number']} {failure['state']}: {' '.join(failure['reason'].split())}")
+    return lines
+
+
+def listing(url: str) -> list[str]:
+    """The campaigns of a store with their number of trials."""
+    store: Store = open_store(url, create=False)
+    return [f"{name}: {len(store.trials(name))} trials" for name in store.names()]
+
+
+def ended(report: Report, store: str) -> str:
+    """How a run ended, in one line."""
+    why = {
+        "budget": "the budget is spent",
+        "goal": "the goal is reached",
+        "exhausted": "no point is left in the quantised space",
+    }[report.reason]
+    left = ", ".join(f"{task} {100 * value:.2f} %" for task, value in report.status.uncertainty.items())
+    return (
+        f"{report.status.name}: {why}; {report.evaluations} evaluations in {report.seconds:.1f} s, "
+        f"{report.failed} failed, {report.status.finished} finished in all; "
+        f"expected misclassified: {left or 'not known before the design is complete'}; store {store}"
+    )
+
+
+def points_json(trials: Sequence[Trial]) -> str:
+    """Number, parameters and seed of trials."""
+    return strict_json([{"number": t.number, "parameters": dict(t.x), "seed": t.seed} for t in trials])
+
+
+def point_lines(trials: Sequence[Trial]) -> list[str]:
+    """The same, one line each."""
+    return [f"{t.number}  " + "  ".join(f"{name}={value!r}" for name, value in t.x.items()) for t in trials]
+
+
+def write(text: str, out: str) -> None:
+    """Write text to a file that is complete or not there.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    path = Path(out)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise StoreError(f"export: {out} must be writable, got {error.strerror}. Choose another file") from error

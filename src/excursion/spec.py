@@ -1,0 +1,686 @@
+"""A campaign described by a YAML file: read, checked line by line, run, resumed. Only YAML importer.
+
+Reading never executes anything: tags are refused, a Python function is only named, and everything is checked before
+a store is touched. Plain scalars follow YAML 1.2 (``1e-3`` is a number, ``010`` is ten, ``no`` is text), which is what
+people expect who have not read the YAML 1.1 rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from .acquisition import CRITERIA, Search
+from .acquisition.criteria import acquisition_from_json
+from .campaign import Campaign, Strategy
+from .data import Outcome, Trial
+from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec
+from .evaluators import Evaluator
+from .evaluators.adapters import Imported, Selected
+from .evaluators.command import Command
+from .problem import Problem, Task, TransformName
+from .result import table
+from .runner import Report, run
+from .space import Parameter, ParameterSpace
+from .store import Store, open_store
+from .surrogate import GaussianProcess
+
+__all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume"]
+
+#: Nodes of a document, aliases counted as often as they are used: nested aliases could fill the memory.
+_LARGEST = 20_000
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)")
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a YAML file describes, checked.
+
+    Attributes:
+        file: where it was read.
+        name: of the campaign.
+        store: absolute path or URL of the store.
+        problem: what is searched.
+        strategy: how.
+        evaluator: settings for `evaluator`, JSON-compatible; None if points are told by hand.
+        run: budget, batch, workers, goal as far as given.
+    """
+
+    file: str
+    name: str
+    store: str
+    problem: Problem
+    strategy: Strategy
+    evaluator: Mapping[str, Any] | None
+    run: Mapping[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------ the text
+
+
+@dataclass(frozen=True)
+class _Document:
+    """Plain data with the line of every key, to say where something is wrong."""
+
+    file: str
+    data: Any
+    lines: Mapping[Path_, int]
+
+    def where(self, path: Path_) -> str:
+        """File, line and key path; the line of what encloses it if the key is not there."""
+        known = path
+        while known and known not in self.lines:
+            known = known[:-1]
+        line = self.lines.get(known)
+        return ", ".join([self.file, *([f"line {line}"] if line else []), *([_dotted(path)] if path else [])])
+
+    def invalid(self, path: Path_, rule: str, got: Any, fix: str) -> InvalidSpec:
+        """The error for a key."""
+        return InvalidSpec(f"{self.where(path)}: {rule}, got {_shown(got)}. {fix}")
+
+    @contextmanager
+    def at(self, path: Path_) -> Iterator[None]:
+        """Errors about the meaning of a key name its line."""
+        try:
+            yield
+        except InvalidSpec as error:
+            if str(error).startswith(self.file):
+                raise
+            raise InvalidSpec(f"{self.where(path)}: {error}") from error
+        except (ExcursionError, ValueError, OverflowError) as error:
+            raise InvalidSpec(f"{self.where(path)}: {error}") from error
+
+
+def _dotted(path: Path_) -> str:
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _read(text: str, file: str) -> _Document:
+    """The document as plain data.
+
+    Raises:
+        InvalidSpec: no YAML, several documents, tags, keys given twice.
+    """
+    try:
+        # The base loader gives every scalar as text and knows no tag that makes an object.
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise InvalidSpec(
+            f"{file}{line}: must be YAML, got a problem {problem}. Check indentation, colons, brackets and quotes there"
+        ) from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidSpec(
+            f"{file}: must be YAML, got {type(error).__name__}: {' '.join(str(error).split())}. Write plain text"
+        ) from None
+    if node is None:
+        raise InvalidSpec(f"{file}: must describe a campaign, got an empty file. See docs/yaml.md")
+    lines: dict[Path_, int] = {}
+    try:
+        data = _plain(node, (), file, lines, set())
+    except RecursionError:
+        raise InvalidSpec(f"{file}: must not be nested deeply, got too many levels. See docs/yaml.md") from None
+    return _Document(file, data, lines)
+
+
+def _plain(node: yaml.Node, path: Path_, file: str, lines: dict[Path_, int], around: set[int]) -> Any:
+    line = node.start_mark.line + 1
+    lines.setdefault(path, line)
+    where = f"{file}, line {line}" + (f", {_dotted(path)}" if path else "")
+    if len(lines) > _LARGEST or id(node) in around:
+        raise InvalidSpec(f"{where}: aliases must not multiply or contain themselves, got {node.tag}. Write it out")
+    expected = "str" if isinstance(node, yaml.ScalarNode) else "seq" if isinstance(node, yaml.SequenceNode) else "map"
+    if node.tag != f"tag:yaml.org,2002:{expected}":
+        raise InvalidSpec(f"{where}: tags are not used here, got {_shown(node.tag)}. Write the value without a tag")
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, where)
+    inside = around | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*path, i), file, lines, inside) for i, child in enumerate(node.value)]
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        here = f"{file}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise InvalidSpec(f"{here}: a key must be text, got a list or mapping. Put braces and brackets in quotes")
+        name = _text(key.value, here)
+        if name in found:
+            raise InvalidSpec(
+                f"{here}, {_dotted((*path, name))}: a key must be given once, got {name!r} again "
+                f"(first in line {lines[(*path, name)]}). Remove one of them"
+            )
+        lines[(*path, name)] = key.start_mark.line + 1
+        found[name] = _plain(value, (*path, name), file, lines, inside)
+    return found
+
+
+def _text(text: str, where: str) -> str:
+    if any("\ud800" <= c <= "\udfff" or c == "\0" for c in text):
+        raise InvalidSpec(f"{where}: text must be Unicode, got {text!r}. Remove the broken character")
+    return text
+
+
+def _scalar(node: yaml.ScalarNode, where: str) -> Any:
+    """A quoted scalar is text; a plain one follows the core schema of YAML 1.2 (section 10.3)."""
+    text = _text(node.value, where)
+    if node.style is not None:
+        return text
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    # Longer integers than this are not exact in float64, which is what they would become.
+    if _INT.fullmatch(text) and len(text) <= 16:
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if match := _INFINITE.fullmatch(text):
+        return -math.inf if match[1] == "-" else math.inf
+    return math.nan if text in (".nan", ".NaN", ".NAN") else text
+
+
+# ---------------------------------------------------------------------------------------------- the shape
+
+_CONFIG = pydantic.ConfigDict(extra="forbid", strict=True)
+_Text = Annotated[str, pydantic.Field(min_length=1)]
+_Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+class _Top(pydantic.BaseModel):
+    model_config = _CONFIG
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=200, pattern=r"\S")] | None = None
+    store: _Text | None = None
+    parameters: dict[str, Any]
+    constraints: list[str] = []
+    tasks: dict[str, Any]
+    evaluator: dict[str, Any] | None = None
+    strategy: dict[str, Any] = {}
+    run: dict[str, Any] = {}
+
+
+class _Task(pydantic.BaseModel):
+    model_config = _CONFIG
+    threshold: float | list[float]
+    transform: TransformName = "identity"
+    scale: float = 1.0
+    weight: float = 1.0
+    unit: str = ""
+    label: str = ""
+
+
+class _Command(pydantic.BaseModel):
+    model_config = _CONFIG
+    command: _Text
+    result: _Text = "result.json"
+    workdir: _Text = "work"
+    timeout: Annotated[float, pydantic.Field(gt=0)] | None = None
+    impossible_exit_codes: list[int] = []
+    environment: dict[str, str] = {}
+
+
+class _Python(pydantic.BaseModel):
+    model_config = _CONFIG
+    python: _Text
+
+
+class _Example(pydantic.BaseModel):
+    model_config = _CONFIG
+    example: Literal["sleptons"]
+    events: _Count = 5000
+    fidelity: Literal["parton", "hadron"] = "parton"
+    decays: Annotated[int, pydantic.Field(ge=2, multiple_of=2)] = 10
+    mu_max: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1e4
+
+
+class _Strategy(pydantic.BaseModel):
+    model_config = _CONFIG
+    acquisition: str | dict[str, Any] = "SUR"
+    surrogate: dict[str, Any] = {}
+    search: dict[str, Any] = {}
+    design_size: Annotated[int, pydantic.Field(ge=2)] | None = None
+    exploration: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+
+
+class _Run(pydantic.BaseModel):
+    model_config = _CONFIG
+    budget: _Count | None = None
+    batch: _Count = 1
+    workers: _Count | None = None
+    goal: Annotated[float, pydantic.Field(gt=0, lt=0.5)] | None = None
+
+
+_EVALUATORS: dict[str, type[pydantic.BaseModel]] = {"command": _Command, "python": _Python, "example": _Example}
+
+
+@lru_cache(maxsize=32)
+def _model(settings: type, without: tuple[str, ...] = ()) -> type[pydantic.BaseModel]:
+    """The model of a frozen dataclass of settings: its fields are the keys."""
+    hints = typing.get_type_hints(settings)
+    fields: dict[str, Any] = {
+        f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)
+        for f in dataclasses.fields(settings)
+        if f.name not in without
+    }
+    return pydantic.create_model(settings.__name__, __config__=_CONFIG, **fields)
+
+
+def _given(document: _Document, model: type[pydantic.BaseModel], data: Any, path: Path_) -> dict[str, Any]:
+    """The settings in `data`, checked; only those that are given.
+
+    Raises:
+        InvalidSpec: about the first line that is wrong.
+    """
+    if not isinstance(data, dict):
+        raise document.invalid(path, "must be a mapping (key: value)", data, f"Known keys are {_keys(model)}")
+    try:
+        return model.model_validate(data).model_dump(exclude_unset=True)
+    except pydantic.ValidationError as error:
+        found = [(_known(document, (*path, *e["loc"])), e) for e in error.errors(include_url=False)]
+    place, first = min(found, key=lambda item: document.lines.get(item[0], math.inf))
+    known = list(model.model_fields)
+    match first["type"]:
+        case "extra_forbidden":
+            raise document.invalid(
+                place, "this key is not known here", str(place[-1]), _suggestion(str(place[-1]), known)
+            )
+        case "missing":
+            key = first["loc"][-1]
+            raise document.invalid(path, f"the key {key!r} must be given", data, f"Add a line '{key}: ...'")
+    rule, fix = _rule(first)
+    raise document.invalid(place, rule, first["input"], fix)
+
+
+def _known(document: _Document, path: Path_) -> Path_:
+    """The part of pydantic's path that is in the document; the rest are branches of a union."""
+    while path and path not in document.lines:
+        path = path[:-1]
+    return path
+
+
+def _keys(model: type[pydantic.BaseModel]) -> str:
+    return ", ".join(model.model_fields)
+
+
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    return f"Did you mean {lower[close[0]]!r}?" if close else f"Known are {', '.join(known)}"
+
+
+_RULES = {
+    "float_type": ("must be a number", "Write it without quotes and units"),
+    "int_type": ("must be a whole number", "Write it without quotes, point and exponent"),
+    "int_from_float": ("must be a whole number", "Write it without point and exponent"),
+    "string_type": ("must be text", "Put it in quotes"),
+    "list_type": ("must be a list", "Write [a, b] or one '- item' per line"),
+    "dict_type": ("must be a mapping (key: value)", "Indent 'key: value' lines below it"),
+}
+
+
+def _rule(error: Any) -> tuple[str, str]:
+    if error["type"] in _RULES:
+        return _RULES[error["type"]]
+    message = error["msg"].removeprefix("Input should be ").removeprefix("String should ")
+    return f"must {'' if message.startswith(('have', 'match')) else 'be '}{message}", "Correct the value"
+
+
+# -------------------------------------------------------------------------------------------- the meaning
+
+
+def load(path: str | os.PathLike[str]) -> Spec:
+    """Read a YAML file; nothing is executed and no store is touched.
+
+    Args:
+        path: the file; paths in it are relative to its folder.
+
+    Raises:
+        InvalidSpec: names the file, the line, the key, the rule and the fix.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(
+            f"{file}: must be UTF-8 text, got {error.reason} at byte {error.start}. Save it anew"
+        ) from None
+    except OSError as error:
+        raise InvalidSpec(f"{file}: must be a readable file, got {error.strerror}. Check the path") from None
+    return parse(text, file)
+
+
+def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
+    """The campaign that a YAML text describes; see `load`.
+
+    Args:
+        text: the YAML.
+        file: its name for messages; its folder is what paths are relative to, its stem the default name.
+    """
+    path = Path(os.path.abspath(file))
+    document = _read(text, os.fspath(file))
+    top = _given(document, _Top, document.data, ())
+    problem = _problem(document, top)
+    settings = top.get("evaluator")
+    if settings is not None:
+        settings = _evaluator(document, settings, problem, path.parent)
+    running = _given(document, _Run, top.get("run", {}), ("run",))
+    store = top.get("store") or f"{path.stem}.db"
+    if store == "memory://":
+        raise document.invalid(("store",), "the store must outlive the command", store, "Name a file, such as scan.db")
+    return Spec(
+        file=str(path),
+        name=top.get("name") or path.stem,
+        store=store if "://" in store else os.path.join(path.parent, os.path.expanduser(store)),
+        problem=problem,
+        strategy=_strategy(document, top.get("strategy", {})),
+        evaluator=settings,
+        run={key: value for key, value in running.items() if value is not None},
+    )
+
+
+def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
+    path: Path_
+    parameters = []
+    for name, value in top["parameters"].items():
+        path = ("parameters", name)
+        if isinstance(value, list):
+            if len(value) not in (2, 3):
+                raise document.invalid(
+                    path, "the short form is [lower, upper] or [lower, upper, log]", value, "Correct it"
+                )
+            value = dict(zip(("lower", "upper", "scale"), value))
+        given = _given(document, _model(Parameter, ("name",)), value, path)
+        with document.at(path):
+            parameters.append(Parameter(name, **given))
+    tasks = []
+    for name, value in top["tasks"].items():
+        path = ("tasks", name)
+        given = _given(document, _Task, value if isinstance(value, dict) else {"threshold": value}, path)
+        with document.at(path):
+            thresholds = given.pop("threshold")
+            tasks.append(Task(name, tuple(thresholds) if isinstance(thresholds, list) else (thresholds,), **given))
+    columns = set(table(Problem(ParameterSpace((Parameter("x", 0, 1),)), (Task("y"),)), [_NO_TRIAL])[0]) - {"x", "y"}
+    for section, others in (("parameters", columns), ("tasks", columns | set(top["parameters"]))):
+        for name in top[section]:
+            if name in others:
+                raise document.invalid(
+                    (section, name), "a name must differ from other parameters, tasks and columns", name, "Rename it"
+                )
+    texts = top.get("constraints", [])
+    try:
+        with document.at(("parameters",)):
+            space = ParameterSpace(tuple(parameters))
+        space = ParameterSpace(tuple(parameters), tuple(texts))
+    except InvalidSpec:
+        raise
+    except ExcursionError as error:
+        # The message names the constraint that is wrong by itself; a contradiction belongs to all of them.
+        guilty = [i for i, t in enumerate(texts) if str(error).startswith(f"constraint {t[:200]!r}")]
+        path = ("constraints", guilty[0]) if guilty else ("constraints",)
+        raise InvalidSpec(f"{document.where(path)}: {error}") from error
+    with document.at(("tasks",)):
+        return Problem(space, tuple(tasks))
+
+
+_NO_TRIAL = Trial(number=0, x={}, basis=0, after=0)
+
+
+def _strategy(document: _Document, data: Any) -> Strategy:
+    given = _given(document, _Strategy, data, ("strategy",))
+    if "acquisition" in given:
+        path: Path_ = ("strategy", "acquisition")
+        named = given["acquisition"]
+        settings = {"type": named} if isinstance(named, str) else dict(named)
+        name = settings.pop("type", None)
+        if name not in CRITERIA:
+            raise document.invalid(
+                path, "must be the name of a criterion", name, _suggestion(str(name), list(CRITERIA))
+            )
+        settings = _given(document, _model(CRITERIA[name]), settings, path)
+        with document.at(path):
+            given["acquisition"] = acquisition_from_json({"type": name, **settings})
+    for key, recipe in (("surrogate", GaussianProcess), ("search", Search)):
+        if key in given:
+            settings = _given(document, _model(recipe), given[key], ("strategy", key))
+            with document.at(("strategy", key)):
+                given[key] = recipe(**settings)
+    with document.at(("strategy",)):
+        return Strategy(**given)
+
+
+def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, folder: Path) -> dict[str, Any]:
+    path = ("evaluator",)
+    kinds = [kind for kind in _EVALUATORS if kind in data]
+    if len(kinds) != 1:
+        raise document.invalid(
+            path, f"exactly one of the keys {', '.join(_EVALUATORS)} must be given", list(data), "See docs/yaml.md"
+        )
+    settings = {"kind": kinds[0], **_given(document, _EVALUATORS[kinds[0]], data, path), "folder": str(folder)}
+    with document.at((*path, kinds[0])):
+        evaluator(settings, problem)
+    return settings
+
+
+def evaluator(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
+    """The evaluator that settings describe; nothing is executed.
+
+    Args:
+        settings: as in `Spec.evaluator`: "kind", "folder" and the keys of the YAML.
+        problem: gives the names of parameters and tasks.
+
+    Raises:
+        InvalidSpec: settings that do not fit the problem.
+    """
+    given = dict(settings)
+    kind, folder, first = given.pop("kind"), given.pop("folder"), problem.task_names[0]
+    if kind == "command":
+        template = given.pop("command")
+        return Command(template, **given, parameters=problem.space.names, task=first, folder=folder)
+    if kind == "python":
+        return Imported(given["python"], folder, first)
+    return _sleptons(given, problem)
+
+
+def _sleptons(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
+    from .evaluators.pyhf import TASKS, CountsModel, PyhfEvaluator
+    from .examples.sleptons import Simulation, background_spec
+
+    for kind, names, needed in (
+        ("parameters", problem.space.names, ("m_slepton", "m_chi")),
+        ("tasks", problem.task_names, TASKS),
+    ):
+        wrong = set(names) ^ set(needed) if kind == "parameters" else set(names) - set(needed)
+        if wrong:
+            raise InvalidSpec(f"example sleptons: {kind} must be {', '.join(needed)}, got {list(names)}. Rename them")
+    given = dict(settings)
+    mu_max = given.pop("mu_max", 1e4)
+    del given["example"]
+    return Selected(
+        PyhfEvaluator(Simulation(**given), CountsModel(**background_spec()), mu_max=mu_max), problem.task_names
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the campaign
+
+
+def begin(spec: Spec, store: Store | None = None) -> Campaign:
+    """The campaign of a spec: made if there is none, opened if it is in the store with the same problem and strategy.
+
+    Raises:
+        InvalidSpec: the store has another campaign of this name; it is left as it is.
+    """
+    opened = store or open_store(spec.store)
+    extra = {"evaluator": spec.evaluator, "run": dict(spec.run), "file": spec.file}
+    if spec.name not in opened.names():
+        try:
+            return Campaign.create(opened, spec.name, spec.problem, spec.strategy, extra)
+        except DuplicateCampaign:
+            pass  # another process was faster
+    campaign = Campaign.open(opened, spec.name)
+    stored = opened.spec(spec.name)
+    for part, mine in (("problem", spec.problem.to_json()), ("strategy", spec.strategy.to_json())):
+        if difference := _difference(json.loads(json.dumps(mine)), stored[part], part):
+            raise InvalidSpec(
+                f"{spec.file}: campaign {spec.name!r} is in {spec.store} already with another {part}, "
+                f"got {difference}. Give a new name or store, or the {part} it was begun with"
+            )
+    return campaign
+
+
+def _difference(mine: Any, stored: Any, path: str) -> str:
+    """Where two JSON values differ first; empty if they do not."""
+    if isinstance(mine, dict) and isinstance(stored, dict):
+        for key in sorted({*mine, *stored}):
+            if found := _difference(mine.get(key), stored.get(key), f"{path}.{key}"):
+                return found
+        return ""
+    if isinstance(mine, list) and isinstance(stored, list) and len(mine) == len(stored):
+        return next((d for i, (a, b) in enumerate(zip(mine, stored)) if (d := _difference(a, b, f"{path}[{i}]"))), "")
+    return "" if mine == stored else f"{path} = {_shown(mine)} instead of {_shown(stored)}"
+
+
+def go_on(
+    campaign: Campaign,
+    settings: Mapping[str, Any] | None = None,
+    running: Mapping[str, Any] | None = None,
+    *,
+    budget: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Run a campaign with the settings of its spec.
+
+    Args:
+        campaign: begun by a spec.
+        settings: of the evaluator; those kept in the store by default.
+        running: budget, batch, workers, goal; those kept in the store by default.
+        budget, workers: replace those of `running`.
+        progress: see `run`.
+
+    Raises:
+        InvalidSpec: no evaluator, no budget, or a function that cannot be imported.
+    """
+    extra = campaign.extra
+    settings = settings or extra.get("evaluator")
+    running = dict(extra.get("run") or {} if running is None else running)
+    running |= {k: v for k, v in (("budget", budget), ("workers", workers)) if v is not None}
+    where = f"campaign {campaign.name!r}"
+    if settings is None:
+        raise InvalidSpec(
+            f"{where}: to run it needs an evaluator, got none. Add 'evaluator:' to the YAML, "
+            "or use excursion ask and tell"
+        )
+    if "budget" not in running:
+        raise InvalidSpec(f"{where}: to run it needs a budget, got none. Add 'run: {{budget: 60}}' or --budget 60")
+    recipe = evaluator(settings, campaign.problem)
+    if isinstance(recipe, Imported):
+        # Better now than at the first point: a function that is not there would fail at every one of them.
+        recipe.load()
+    return run(campaign, recipe, **running, progress=progress)
+
+
+def resume(store: str, name: str | None = None, **options: Any) -> Report:
+    """Go on with a campaign from what its store says; options as in `go_on`."""
+    return go_on(Campaign.open(store, name), **options)
+
+
+def outcome(
+    problem: Problem,
+    *,
+    values: Sequence[str] = (),
+    text: str | None = None,
+    failed: str | None = None,
+    permanent: bool = False,
+) -> Outcome:
+    """What a person tells on the command line.
+
+    Args:
+        problem: gives the names of the tasks.
+        values: "0.7", or "observed=0.7" for each task.
+        text: JSON instead: a number, an object task -> number, or an object with "values" and perhaps "variances",
+            "bounds" and "info".
+        failed: the reason of a failure instead.
+        permanent: the failure would happen again.
+
+    Raises:
+        InvalidOutcome: not exactly one of the three, or not numbers.
+    """
+    if sum((bool(values), text is not None, failed is not None)) != 1:
+        raise InvalidOutcome(
+            "tell: needs either values, JSON or a failure, got none or several of them. "
+            "Write for example --value 0.7, --file result.json or --failed 'no convergence'"
+        )
+    if failed is not None:
+        return Outcome.failed(failed, permanent=permanent)
+    if text is not None:
+        return _outcome_of_json(problem, text)
+    told: dict[str, float] = {}
+    for item in values:
+        task, equals, number = item.rpartition("=")
+        name = task if equals else problem.task_names[0]
+        try:
+            value = float(number)
+        except ValueError:
+            raise InvalidOutcome(f"tell: a value must be a number, got {item!r}. Write task=number") from None
+        if name in told or (not equals and len(problem.task_names) > 1):
+            raise InvalidOutcome(
+                f"tell: one value per task is needed, got {list(values)}. "
+                f"Write {' '.join(f'--value {t}=...' for t in problem.task_names)}"
+            )
+        told[name] = value
+    return Outcome.of(told)
+
+
+def _outcome_of_json(problem: Problem, text: str) -> Outcome:
+    def wrong(rule: str, got: Any) -> InvalidOutcome:
+        return InvalidOutcome(f"tell: {rule}, got {_shown(got)}. Write a number or {{task: number}}")
+
+    def numbers(found: Any) -> bool:
+        return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
+
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise wrong("must be JSON", text) from None
+    if type(found) in (int, float):
+        found = {problem.task_names[0]: found}
+    if isinstance(found, dict) and not isinstance(found.get("values"), dict):
+        found = {"values": found}
+    if not isinstance(found, dict) or not found["values"]:
+        raise wrong("must be a number or an object", found)
+    if unknown := sorted(set(found) - {"values", "variances", "bounds", "info"}):
+        raise wrong("beside 'values' there may be variances, bounds and info", unknown)
+    if any(not isinstance(part, dict) for part in found.values()):
+        raise wrong("values, variances, bounds and info must be objects", found)
+    if not numbers(found["values"]) or not numbers(found.get("variances", {})):
+        raise wrong("each task must have a number", found)
+    try:
+        return Outcome(**found)
+    except (OverflowError, TypeError) as error:
+        raise wrong(f"must make sense ({error})", found) from error

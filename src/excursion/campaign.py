@@ -15,7 +15,7 @@ from . import levelset
 from .acquisition import SUR, Acquisition, Search, Sobol, Target, acquisition_from_json, select
 from .acquisition.criteria import acquisition_to_json
 from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
-from .errors import InvalidPoint, InvalidProblem, InvalidStrategy, StaleHistory, UnknownCampaign
+from .errors import InvalidPoint, InvalidProblem, InvalidStrategy, SpaceExhausted, StaleHistory, UnknownCampaign
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
@@ -172,9 +172,7 @@ def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: in
 
     posterior = believe(problem, strategy, trials)
     # Every 1/exploration-th trial, counted by number so that batches of any size explore alike.
-    explore = [
-        _floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)
-    ]
+    explore = [_floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)]
     chosen: list[tuple[Tensor, str, float | None]] = []
     if any(explore):
         extra = _farthest(space, taken, sum(explore), strategy.seed + 7919 * (k + 1))
@@ -199,8 +197,7 @@ def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: in
     with torch.no_grad():
         mean, variance = posterior.marginal(points)
     above = {
-        t.name: levelset.excursion_probability(mean[i], variance[i], t.levels[0])
-        for i, t in enumerate(problem.tasks)
+        t.name: levelset.excursion_probability(mean[i], variance[i], t.levels[0]) for i, t in enumerate(problem.tasks)
     }
     return [
         Proposal(space.point(x), basis, criterion, score, {name: float(p[i]) for name, p in above.items()})
@@ -225,6 +222,10 @@ def _farthest(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor
     out = []
     for _ in range(n):
         best = int(distance.argmax())
+        if distance[best] < 1e-9:
+            raise SpaceExhausted(
+                f"campaign: needs {n} points that have not been asked, got {len(out)}. Use a finer step or stop here"
+            )
         out.append(pool[best])
         distance = torch.minimum(distance, (pool - pool[best]).square().sum(1).sqrt())
     return torch.stack(out)
@@ -340,9 +341,7 @@ class Campaign:
         names = store.names()
         if name is None:
             if len(names) != 1:
-                raise UnknownCampaign(
-                    f"store: which campaign is meant must be clear, got {names}. Give its name"
-                )
+                raise UnknownCampaign(f"store: which campaign is meant must be clear, got {names}. Give its name")
             name = names[0]
         spec = store.spec(name)
         if problem is None:

@@ -123,7 +123,7 @@ def select(
     at = pool[index]
 
     if search.batch == "poisson-disc":
-        free = pool[_not_taken(pool, taken)]
+        free = _distinct(pool[_not_taken(pool, taken)])
         worth = torch.cat(
             [
                 acquisition.score(_Field.of(posterior, c, at).prospect(posterior.noise, target, weight, slice(None)))
@@ -246,6 +246,11 @@ def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int = 
 def _top(score: Tensor, best: int, n: int) -> Tensor:
     """Indices of the n best scores, ``best`` among them."""
     return torch.unique(torch.cat([score.topk(min(n, len(score))).indices, torch.tensor([best])]))
+
+
+def _distinct(u: Tensor) -> Tensor:
+    """The rows without repetitions (snapped pools have many), sorted."""
+    return torch.unique(u, dim=0)
 
 
 #: Points nearer to one another than this (in each coordinate of the cube) are one point for the search: another look

@@ -1,0 +1,379 @@
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from excursion.acquisition import SUR, ExclusionEntropy, Search, Sobol, Straddle
+from excursion.campaign import Campaign, Strategy, believe, evaluation_seed, observations, propose
+from excursion.data import FINISHED, Outcome
+from excursion.errors import (
+    DuplicateCampaign,
+    FitError,
+    InvalidOutcome,
+    InvalidPoint,
+    InvalidProblem,
+    InvalidStrategy,
+    SpaceExhausted,
+    StoreError,
+    TrialFinished,
+    UnknownCampaign,
+    UnknownTrial,
+)
+from excursion.problem import Problem, Task
+from excursion.space import Parameter, ParameterSpace
+from excursion.store import MemoryStore
+from excursion.surrogate import GaussianProcess
+
+SPACE = ParameterSpace(
+    (Parameter("m", 100, 2000, unit="GeV"), Parameter("g", 1e-3, 1.0, scale="log")), ("m * g < 1500",)
+)
+PROBLEM = Problem(SPACE, (Task("observed", 0.2), Task("expected", (0.0, 0.4), weight=0.5)))
+STRATEGY = Strategy(design_size=6, seed=3, search=Search(pool=256, candidates=48, integration=48, polish=1))
+
+
+def f(x):
+    value = math.sin(x["m"] / 300) + 0.5 * math.log10(x["g"]) + 0.8
+    return {"observed": value, "expected": value + 0.1 * math.cos(x["m"] / 200)}
+
+
+def drive(campaign, rounds, n=1):
+    for _ in range(rounds):
+        for t in campaign.ask(n):
+            campaign.tell(t.number, f(t.x))
+
+
+def points(campaign):
+    return [dict(t.x) for t in campaign.trials]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request, tmp_path):
+    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/c.db"
+
+
+# --- laws
+
+
+def test_stopping_and_resuming_changes_nothing(tmp_path):
+    whole = Campaign.create("memory://", "c", PROBLEM, STRATEGY)
+    drive(whole, 12)
+    url = f"sqlite:///{tmp_path}/c.db"
+    Campaign.create(url, "c", PROBLEM, STRATEGY).store.close()
+    for _ in range(6):  # a new view of the store every time, as after a crash
+        campaign = Campaign.open(url, "c")
+        drive(campaign, 2)
+        campaign.store.close()
+    assert points(whole) == points(Campaign.open(url))
+
+
+def test_replay_reproduces_every_proposal():
+    campaign = Campaign.create("memory://", "c", PROBLEM, STRATEGY)
+    rng, waiting = random.Random(1), []
+    for i in range(9):
+        waiting += campaign.ask(1 + i % 3)
+        rng.shuffle(waiting)
+        while len(waiting) > 3:
+            t = waiting.pop()
+            campaign.tell(t.number, Outcome.failed("crash") if t.number % 5 == 4 else f(t.x))
+    trials = campaign.trials
+    for after in sorted({t.after for t in trials}):
+        batch = [t for t in trials if t.after == after]
+        past = [
+            t if t.told is not None and t.told < batch[0].basis else replace(t, state="queued", told=None, outcome=None)
+            for t in trials[:after]
+        ]
+        again = propose(PROBLEM, STRATEGY, past, len(batch))
+        assert [dict(p.x) for p in again] == [dict(t.x) for t in batch]
+        assert [(p.criterion, p.score, dict(p.predicted)) for p in again] == [
+            (t.criterion, t.score, dict(t.predicted)) for t in batch
+        ]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(8)), told=st.integers(6, 8))
+def test_the_order_of_tells_is_irrelevant(order, told):
+    a, b = (Campaign.create("memory://", "c", PROBLEM, STRATEGY) for _ in range(2))
+    trials = a.ask(8)
+    b.ask(8)
+    for i in order[:told]:
+        a.tell(i, f(trials[i].x))
+    for i in sorted(order[:told]):
+        b.tell(i, f(trials[i].x))
+    assert [p.x for p in a.ask(2)] == [p.x for p in b.ask(2)]
+
+
+def test_a_change_of_units_changes_no_decision():
+    tev = ParameterSpace(
+        (Parameter("m", 0.1, 2.0, unit="TeV"), Parameter("g", 1e-3, 1.0, scale="log")), ("m * g < 1.5",)
+    )
+    tasks = (Task("observed", 200.0), Task("expected", (0.0, 400.0), weight=5.0, unit="m"))
+    a = Campaign.create(
+        "memory://",
+        "c",
+        replace(PROBLEM, tasks=(replace(PROBLEM.tasks[0], weight=10), replace(PROBLEM.tasks[1], weight=5))),
+        STRATEGY,
+    )
+    b = Campaign.create("memory://", "c", Problem(tev, (replace(tasks[0], weight=10), tasks[1])), STRATEGY)
+    for _ in range(10):
+        (t,), (s,) = a.ask(), b.ask()
+        assert s.x["m"] * 1000 == pytest.approx(t.x["m"], rel=1e-6)
+        assert s.x["g"] == pytest.approx(t.x["g"], rel=1e-6)
+        a.tell(t.number, f(t.x))
+        b.tell(s.number, {k: 1000 * v for k, v in f(t.x).items()})
+
+
+def test_pending_points_are_not_asked_again(url):
+    campaign = Campaign.create(url, "c", PROBLEM, STRATEGY)
+    drive(campaign, 7)
+    asked = [campaign.ask()[0] for _ in range(5)]
+    u = SPACE.to_unit(SPACE.tensor([t.x for t in asked]))
+    assert torch.nn.functional.pdist(u).min() > 0.02
+
+
+def test_failed_points_are_not_asked_again():
+    campaign = Campaign.create("memory://", "c", PROBLEM, STRATEGY)
+    drive(campaign, 7)
+    for _ in range(6):
+        (t,) = campaign.ask()
+        campaign.tell(t.number, Outcome.failed("segmentation fault"))
+    u = SPACE.to_unit(SPACE.tensor([t.x for t in campaign.trials[7:]]))
+    assert torch.nn.functional.pdist(u).min() > 0.02
+
+
+def test_the_design_goes_on_until_enough_trials_hold_values():
+    campaign = Campaign.create("memory://", "c", PROBLEM, STRATEGY)
+    for i in range(10):
+        (t,) = campaign.ask()
+        assert t.criterion == "design"
+        campaign.tell(t.number, Outcome.failed("no licence") if i < 5 else f(t.x))
+    drive(campaign, 1)
+    assert campaign.ask()[0].criterion == "SUR"
+
+
+def test_a_batch_as_large_as_one_likes(url):
+    campaign = Campaign.create(url, "c", PROBLEM, STRATEGY)
+    for t in campaign.ask(40)[::3]:
+        campaign.tell(t.number, f(t.x))
+    assert len(campaign.ask(30)) == 30
+    assert SPACE.allowed(SPACE.tensor(points(campaign))).all()
+
+
+@pytest.mark.parametrize("acquisition", [SUR(), ExclusionEntropy(), Straddle(), Sobol()], ids=repr)
+@pytest.mark.parametrize("batch", ["joint", "poisson-disc"])
+def test_every_point_is_allowed_and_a_multiple_of_its_step(acquisition, batch):
+    space = ParameterSpace((Parameter("a", 0, 10, step=0.5), Parameter("b", 0, 10, step=1)), ("a + b < 12",))
+    strategy = replace(STRATEGY, acquisition=acquisition, search=replace(STRATEGY.search, batch=batch), exploration=0.3)
+    campaign = Campaign.create("memory://", "c", Problem(space, Task(thresholds=20)), strategy)
+    for _ in range(8):
+        for t in campaign.ask(3):
+            campaign.tell(t.number, t.x["a"] * t.x["b"])
+    xs = points(campaign)
+    assert all((2 * p["a"]).is_integer() and p["b"].is_integer() and p["a"] + p["b"] < 12 for p in xs)
+    assert len({tuple(p.values()) for p in xs}) == 24
+
+
+def test_a_lattice_ends_with_a_clear_error_and_nothing_is_lost():
+    space = ParameterSpace((Parameter("a", 0, 3, step=1), Parameter("b", 0, 2, step=1)))
+    campaign = Campaign.create("memory://", "c", Problem(space, Task(thresholds=2.5)), STRATEGY)
+    for _ in range(12):
+        (t,) = campaign.ask()
+        campaign.tell(t.number, t.x["a"] + t.x["b"])
+    with pytest.raises(SpaceExhausted, match="12"):
+        campaign.ask()
+    assert len({tuple(p.values()) for p in points(campaign)}) == 12
+
+
+def test_some_points_explore(url):
+    campaign = Campaign.create(url, "c", PROBLEM, replace(STRATEGY, exploration=0.25))
+    drive(campaign, 6)
+    drive(campaign, 4, n=5)
+    kinds = [t.criterion for t in campaign.trials[6:]]
+    assert kinds.count("exploration") == 5
+    assert kinds.count("SUR") == 15
+
+
+# --- what a trial remembers
+
+
+def test_trials_say_why_they_were_asked(url):
+    campaign = Campaign.create(url, "c", PROBLEM, STRATEGY)
+    drive(campaign, 6)
+    a, b = campaign.ask(2)
+    assert (a.criterion, a.basis, a.after, b.after) == ("SUR", 6, 6, 6)
+    assert a.score is not None
+    assert a.score > 0
+    belief = believe(PROBLEM, STRATEGY, campaign.trials[:6])
+    mean, variance = belief.marginal(SPACE.to_unit(SPACE.tensor([a.x])))
+    p = torch.special.ndtr((mean[0] - 0.2) / variance[0].sqrt())
+    assert a.predicted["observed"] == pytest.approx(float(p), abs=1e-6)
+    assert a.seed == evaluation_seed(3, 6)
+    assert a.seed != b.seed
+
+
+# --- data
+
+
+def test_observations_are_ordered_transformed_and_censored():
+    problem = Problem({"x": (0, 10)}, Task("mu", 1.0, "log-tanh"))
+    campaign = Campaign.create("memory://", "c", problem)
+    told = {
+        3.0: Outcome.of({"mu": 10.0}, variances={"mu": 4.0}),
+        1.0: Outcome.of({"mu": math.inf}),
+        2.0: Outcome.of({"mu": 30.0}, bounds={"mu": "above"}),
+        4.0: Outcome.failed("x"),
+    }
+    for t in reversed(campaign.add([{"x": v} for v in told])):
+        campaign.tell(t.number, told[t.x["x"]])
+    data = observations(problem, campaign.trials)
+    assert data.u[:, 0].tolist() == pytest.approx([0.3, 0.1, 0.2])
+    assert data.side[:, 0].tolist() == [0, 1, 1]
+    assert data.z[:, 0].tolist() == pytest.approx([math.tanh(1), 1.0, math.tanh(math.log10(30))])
+    slope = (1 - math.tanh(1) ** 2) / (10 * math.log(10))
+    assert data.variance[:, 0].tolist() == pytest.approx([4 * slope**2, 0, 0])
+
+
+def test_an_infinite_value_lies_beyond_everything_measured():
+    problem = Problem({"x": (0, 10)}, Task("f", 5.0))
+    campaign = Campaign.create("memory://", "c", problem)
+    for t, value in zip(campaign.add([{"x": float(i)} for i in range(5)]), [1.0, -math.inf, 1e300, math.inf, 2.0]):
+        campaign.tell(t.number, value)
+    data = observations(problem, campaign.trials)
+    assert data.z[:, 0].tolist() == [1.0, 1.0, 5.0, 5.0, 2.0]
+    assert data.side[:, 0].tolist() == [0, -1, 1, 1, 0]
+    assert campaign.status().counts == {"complete": 3, "censored": 2}
+
+
+def test_status_counts_and_expects(url):
+    campaign = Campaign.create(url, "c", PROBLEM, STRATEGY)
+    assert campaign.status().counts == {}
+    assert campaign.status().crossed == {"observed": False, "expected": False}
+    drive(campaign, 6)
+    campaign.tell(campaign.ask()[0].number, Outcome.failed("x"))
+    campaign.ask()
+    status = campaign.status()
+    assert status.counts == {"complete": 6, "failed": 1, "queued": 1}
+    assert status.finished == 7
+    assert set(status.uncertainty) == {"observed", "expected"}
+    assert all(0 < v < 0.5 for v in status.uncertainty.values())
+    assert status.crossed == {"observed": True, "expected": True}
+
+
+def test_the_description_survives_the_store(tmp_path):
+    url = f"sqlite:///{tmp_path}/c.db"
+    strategy = Strategy(
+        GaussianProcess(kernel="rbf", mean="linear"), Straddle(kappa=3), Search(batch="poisson-disc"), 9, 0.2, 11
+    )
+    with Campaign.create(url, "c", PROBLEM, strategy, extra={"a": [1]}).store:
+        pass
+    again = Campaign.open(url)
+    assert (again.name, again.problem, again.strategy, again.extra) == ("c", PROBLEM, strategy, {"a": [1]})
+
+
+# --- bad input: a clear error, and the store as it was
+
+
+def test_bad_outcomes_leave_the_trial_pending(url):
+    campaign = Campaign.create(url, "c", PROBLEM, STRATEGY)
+    (t,) = campaign.ask()
+    for bad, message in [
+        ({"observed": math.nan, "expected": 1.0}, "task 'observed': the value must not be NaN"),
+        ({"observed": 1.0}, r"needs a value for each task .* missing=\['expected'\], unknown=\[\]"),
+        ({"observed": 1.0, "expekted": 1.0}, r"missing=\['expected'\], unknown=\['expekted'\]"),
+        ({"observed": "high", "expected": 1.0}, "the value must be a number, got 'high'"),
+        (1.0, r"missing=\['expected'\]"),
+    ]:
+        with pytest.raises(InvalidOutcome, match=message):
+            campaign.tell(t.number, bad)
+        assert campaign.trials[0].state == "queued"
+    campaign.tell(t.number, f(t.x))
+    with pytest.raises(TrialFinished):
+        campaign.tell(t.number, f(t.x))
+    assert campaign.trials[0].outcome.values == f(t.x)
+    with pytest.raises(UnknownTrial):
+        campaign.tell(17, f(t.x))
+
+
+def test_values_a_transform_cannot_take():
+    campaign = Campaign.create("memory://", "c", Problem({"x": (0, 1)}, Task("mu", 1.0, "log")))
+    (t,) = campaign.ask()
+    with pytest.raises(InvalidOutcome, match="task 'mu': transform 'log' needs positive values, got 0.0"):
+        campaign.tell(t.number, 0.0)
+    assert campaign.trials[0].pending
+
+
+def test_bad_points_are_refused_whole(url):
+    campaign = Campaign.create(url, "c", PROBLEM, STRATEGY)
+    good = {"m": 200.0, "g": 0.1}
+    for bad, message in [
+        ({"m": 200.0}, "g"),
+        ({"m": 200.0, "g": 0.1, "q": 1.0}, "q"),
+        ({"m": 20.0, "g": 0.1}, "20"),
+        ({"m": 1900.0, "g": 1.0}, r"m \* g < 1500"),
+    ]:
+        with pytest.raises(InvalidPoint, match=message):
+            campaign.add([good, bad])
+        assert campaign.trials == []
+    with pytest.raises(InvalidPoint, match="at least 1, got 0"):
+        campaign.ask(0)
+
+
+def test_campaigns_are_found_by_name(tmp_path):
+    url = f"sqlite:///{tmp_path}/c.db"
+    with pytest.raises(StoreError):
+        Campaign.open(url, "c")
+    assert not (tmp_path / "c.db").exists()
+    with Campaign.create(url, "b", PROBLEM, STRATEGY).store as store:
+        with pytest.raises(DuplicateCampaign):
+            Campaign.create(store, "b", PROBLEM)
+        Campaign.create(store, "a", PROBLEM)
+        with pytest.raises(UnknownCampaign, match=r"\['a', 'b'\]"):
+            Campaign.open(store)
+        with pytest.raises(UnknownCampaign, match="'q'"):
+            Campaign.open(store, "q")
+
+
+def test_constraints_in_python_must_be_given_again():
+    problem = Problem(ParameterSpace.of({"x": (0, 1)}, [lambda p: p["x"] < 0.5]), Task(thresholds=0.2))
+    store = MemoryStore()
+    Campaign.create(store, "c", problem)
+    with pytest.raises(InvalidProblem, match="its constraints are Python functions"):
+        Campaign.open(store, "c")
+    assert Campaign.open(store, "c", problem).ask()[0].x["x"] < 0.5
+
+
+def test_too_little_for_a_belief():
+    campaign = Campaign.create("memory://", "c", PROBLEM, STRATEGY)
+    drive(campaign, 1)
+    with pytest.raises(FitError, match="needs at least 2 observations, got 1"):
+        campaign.posterior()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"design_size": 1}, "design_size must be at least 2, got 1"),
+        ({"exploration": 1.5}, r"exploration must lie in \[0, 1\], got 1.5"),
+        ({"seed": -1}, "seed must lie in .* got -1"),
+        ({"acquisition": {"type": "EI2"}}, "criterion: must be one of SUR"),
+        ({"surrogate": {"type": "Forest"}}, "surrogate: must be GaussianProcess, got 'Forest'"),
+        ({"surrogate": {"kernel": "periodic"}}, "kernel must be matern52"),
+        ({"colour": "red"}, "settings must exist and fit"),
+    ],
+)
+def test_strategies_are_checked(settings, message):
+    with pytest.raises(InvalidStrategy, match=message):
+        Strategy.from_json(settings)
+
+
+def test_seeds_differ_and_fit_pythia():
+    seeds = {evaluation_seed(s, n) for s in range(20) for n in range(500)}
+    assert len(seeds) == 10000
+    assert all(0 <= s < 900_000_000 for s in seeds)
+
+
+def test_finished_states_are_final():
+    assert set(FINISHED) == {"complete", "censored", "failed", "invalid"}

@@ -267,7 +267,8 @@ def test_outcomes_and_points_come_back_bit_by_bit(open_stores, outcome, x):
         for attribute in ("values", "variances", "bounds", "info", "error", "permanent"):
             assert _bits(getattr(trial.outcome, attribute)) == _bits(getattr(outcome, attribute))
         assert _bits(trial.x) == _bits(x)
-        assert _bits(trial.score) == _bits(next(iter(x.values()), None))
+        # SQLite keeps -0.0 in a column of numbers as 0.0: no criterion tells them apart.
+        assert trial.score == next(iter(x.values()), None)
 
 
 def test_numpy_numbers_become_plain_ones():
@@ -412,11 +413,12 @@ def pool():
         yield pool
 
 
+@pytest.mark.slow
 def test_eight_processes_claim_each_trial_once(tmp_path, pool):
     path, go = tmp_path / "campaign.db", tmp_path / "go"
     store = SqlStore(path)
     store.create("a", {})
-    store.add("a", [POINT] * 160, after=0, seeds=range(160))
+    store.add("a", [POINT] * 96, after=0, seeds=range(96))
     futures = [pool.submit(_claim_some, path, go) for _ in range(8)]
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("go.*"))) < 8 and time.monotonic() < deadline:
@@ -428,14 +430,15 @@ def test_eight_processes_claim_each_trial_once(tmp_path, pool):
         told = sorted(t.told for t in trials if t.told is not None)
         assert told == list(range(len(told)))
         assert all((t.outcome is None) == t.pending for t in trials)
+        time.sleep(0.02)
     done = [future.result() for future in futures]
-    assert sorted(number for numbers in done for number in numbers) == list(range(160))
+    assert sorted(number for numbers in done for number in numbers) == list(range(96))
     trials = store.trials("a")
-    assert sorted(t.told for t in trials) == list(range(160))
+    assert sorted(t.told for t in trials) == list(range(96))
     assert all(t.outcome == Outcome.of(float(t.number)) for t in trials)
     assert len({t.owner for t in trials}) > 1
     claims = [e for e in store.events("a") if e.kind == "claim"]
-    assert sorted(e.number for e in claims) == list(range(160))
+    assert sorted(e.number for e in claims) == list(range(96))
     assert {e.number: f"{e.host}:{e.pid}" for e in claims} == {t.number: t.owner for t in trials}
 
 
@@ -468,55 +471,48 @@ def test_eight_processes_create_one_store(tmp_path, pool):
 # --- dying
 
 
-def _live(path, pipe):
-    """Adds, claims and finishes until killed; sends what `finish` has returned for."""
-    store = SqlStore(path)
-    if "a" not in store.names():
-        store.create("a", {})
-    store.release("a", owner="dead")
-    pipe.send("ready")
-    while True:
-        count = len(store.trials("a"))
-        points = [Proposal({"x": float(count + i)}, basis=0) for i in range(3)]
-        store.add("a", points, after=count, seeds=range(3))
-        for _ in range(3):
-            trial = store.claim("a", "dead")
-            store.finish("a", trial.number, Outcome.of(trial.x["x"] / 3, info={"pid": os.getpid()}))
-            pipe.send((trial.number, trial.x["x"] / 3))
+LIFE = """
+import os, sys
+from excursion.data import Outcome, Proposal
+from excursion.store import SqlStore
+
+store = SqlStore(sys.argv[1])
+if "a" not in store.names():
+    store.create("a", {})
+store.release("a", owner="dead")
+print("ready", flush=True)
+while True:
+    count = len(store.trials("a"))
+    points = [Proposal({"x": float(count + i)}, basis=0) for i in range(3)]
+    store.add("a", points, after=count, seeds=range(3))
+    for _ in range(3):
+        trial = store.claim("a", "dead")
+        store.finish("a", trial.number, Outcome.of(trial.x["x"] / 3, info={"pid": os.getpid()}))
+        print(trial.number, repr(trial.x["x"] / 3), flush=True)
+"""
 
 
-def _received(pipe):
-    words = []
-    with pipe:
-        while True:
-            try:
-                words.append(pipe.recv())
-            except EOFError:
-                return words
-
-
+@pytest.mark.slow
 def test_what_was_told_survives_being_killed(tmp_path):
-    path = tmp_path / "campaign.db"
-    # A clean process that has imported the package already and forks: fifteen lives in a few seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["excursion.store"])
+    path, script = tmp_path / "campaign.db", tmp_path / "life.py"
+    script.write_text(LIFE)
     rng = random.Random(0)
     told: dict[int, float] = {}
     cut_short = 0
     for _ in range(15):
-        here, there = context.Pipe(duplex=False)
-        child = context.Process(target=_live, args=(path, there))
-        child.start()
-        there.close()
-        assert here.recv() == "ready"
-        time.sleep(rng.uniform(0.0, 0.15))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join(30)
-        assert child.exitcode == -signal.SIGKILL
-        child.close()
-        for number, value in _received(here):
-            assert number not in told, "a trial was told twice"
-            told[number] = value
+        with subprocess.Popen([sys.executable, str(script), str(path)], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            # Die after some more trials, at any moment within the next ones.
+            lines = [child.stdout.readline() for _ in range(rng.randrange(5))]
+            time.sleep(rng.uniform(0.0, 0.03))
+            child.kill()
+            lines += child.stdout.readlines()
+            assert child.wait(timeout=30) == -signal.SIGKILL
+        for line in lines:
+            number, value = line.split()
+            assert int(number) not in told, "a trial was told twice"
+            told[int(number)] = float(value)
         store = SqlStore(path, create=False)
         trials = store.trials("a")
         assert [t.number for t in trials] == list(range(len(trials)))

@@ -76,9 +76,7 @@ class StoreContract:
     def test_a_name_is_used_once(self, store: Store) -> None:
         """And the first specification stays."""
         store.create("a", {"k": 1})
-        with pytest.raises(
-            DuplicateCampaign, match=r"name can be used once, got 'a' again\. Open the campaign"
-        ):
+        with pytest.raises(DuplicateCampaign, match=r"name can be used once, got 'a' again\. Open the campaign"):
             store.create("a", {"k": 2})
         assert store.spec("a") == {"k": 1}
 
@@ -91,9 +89,7 @@ class StoreContract:
 
     def test_a_specification_that_is_not_json(self, store: Store) -> None:
         """Is refused and leaves no campaign."""
-        with pytest.raises(
-            StoreError, match=r"campaign 'a': the specification must be JSON-compatible, got .*set"
-        ):
+        with pytest.raises(StoreError, match=r"campaign 'a': the specification must be JSON-compatible, got .*set"):
             store.create("a", {"k": {1, 2}})
         assert store.names() == []
 
@@ -151,9 +147,7 @@ class StoreContract:
     def test_another_history_is_stale_and_adds_nothing(self, store: Store, after: int) -> None:
         """All or nothing."""
         _with_trials(store, 3)
-        with pytest.raises(
-            StaleHistory, match=rf"got after={after} for 3 trials\. Read the trials and ask again"
-        ):
+        with pytest.raises(StaleHistory, match=rf"got after={after} for 3 trials\. Read the trials and ask again"):
             store.add("a", _points(5), after=after, seeds=range(5))
         assert [t.number for t in store.trials("a")] == [0, 1, 2]
         assert len(store.events("a")) == 3
@@ -204,9 +198,7 @@ class StoreContract:
         claimed = [store.claim("a", f"w{i}") for i in range(4)]
         assert claimed[3] is None
         assert claimed[:3] == store.trials("a")
-        assert [(t.number, t.state, t.owner) for t in store.trials("a")] == [
-            (i, "running", f"w{i}") for i in range(3)
-        ]
+        assert [(t.number, t.state, t.owner) for t in store.trials("a")] == [(i, "running", f"w{i}") for i in range(3)]
         assert all(t.started is not None and t.started >= (t.asked or 0) for t in store.trials("a"))
 
     def test_a_trial_is_claimed_by_number(self, store: Store) -> None:
@@ -220,9 +212,7 @@ class StoreContract:
         store.finish("a", 2, Outcome.of(1.0))
         assert store.claim("a", "you", 2) is None
         for number in (3, -1):
-            with pytest.raises(
-                UnknownTrial, match=rf"no trial of this number, got {number}\. Its trials are: 0 to 2"
-            ):
+            with pytest.raises(UnknownTrial, match=rf"no trial of this number, got {number}\. Its trials are: 0 to 2"):
                 store.claim("a", "me", number)
         zero = store.claim("a", "me")
         assert zero is not None
@@ -296,17 +286,13 @@ class StoreContract:
         assert [t.outcome for t in trials] == [outcome, failed, None]
         assert [t.state for t in trials] == ["censored", "invalid", "queued"]
 
-    @pytest.mark.parametrize(
-        "first", [Outcome.of(1.0), Outcome.failed("no"), Outcome.failed("no", permanent=True)]
-    )
+    @pytest.mark.parametrize("first", [Outcome.of(1.0), Outcome.failed("no"), Outcome.failed("no", permanent=True)])
     def test_a_finished_trial_never_changes(self, store: Store, first: Outcome) -> None:
         """Not by telling, claiming or releasing."""
         _with_trials(store, 1)
         store.claim("a", "me")
         done = store.finish("a", 0, first)
-        with pytest.raises(
-            TrialFinished, match=rf"trial 0 of 'a': a finished trial cannot change.*{first.state}"
-        ):
+        with pytest.raises(TrialFinished, match=rf"trial 0 of 'a': a finished trial cannot change.*{first.state}"):
             store.finish("a", 0, Outcome.of(2.0))
         assert store.claim("a", "me", 0) is None
         assert store.release("a", owner="me") == []
@@ -327,9 +313,7 @@ class StoreContract:
     def test_info_that_is_not_json(self, store: Store) -> None:
         """Is refused; the trial can still be told."""
         _with_trials(store, 1)
-        with pytest.raises(
-            InvalidOutcome, match="trial 0 of 'a': the outcome's info must be JSON-compatible"
-        ):
+        with pytest.raises(InvalidOutcome, match="trial 0 of 'a': the outcome's info must be JSON-compatible"):
             store.finish("a", 0, Outcome.of(1.0, info={"model": object()}))
         assert store.finish("a", 0, Outcome.of(1.0)).told == 0
 

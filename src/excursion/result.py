@@ -160,6 +160,18 @@ class Result:
         return trace(grid, values.numpy(), 0.0, chosen.name, level)
 
     @torch.no_grad()
+    def on(self, grid: Slice) -> tuple[np.ndarray, np.ndarray]:
+        """The belief about all tasks on a slice, as the surrogate sees them (transformed by each task's ``map``).
+
+        Returns:
+            Mean and standard deviation, each (tasks, *grid.shape); NaN at forbidden points.
+        """
+        mean, variance = self.posterior.marginal(self.problem.space.to_unit(grid.x))
+        shape = (len(mean), *grid.shape)
+        mean, sd = (torch.where(grid.allowed, m, math.nan).reshape(shape) for m in (mean, variance.sqrt()))
+        return mean.numpy(), sd.numpy()
+
+    @torch.no_grad()
     def volume_fraction(self, task: str | None = None, threshold: float | None = None) -> tuple[float, float]:
         """Fraction of the allowed volume with f >= threshold, and the fraction expected to be misclassified."""
         i, chosen = self._index(task)

@@ -47,7 +47,8 @@ _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 
-Path_ = tuple[str | int, ...]
+#: The keys and indices that lead to a value.
+_Keys = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class _Document:
 
     file: str
     data: Any
-    lines: Mapping[Path_, int]
+    lines: Mapping[_Keys, int]
 
-    def where(self, path: Path_) -> str:
+    def where(self, path: _Keys) -> str:
         """File, line and key path; the line of what encloses it if the key is not there."""
         known = path
         while known and known not in self.lines:
@@ -92,24 +93,25 @@ class _Document:
         line = self.lines.get(known)
         return ", ".join([self.file, *([f"line {line}"] if line else []), *([_dotted(path)] if path else [])])
 
-    def invalid(self, path: Path_, rule: str, got: Any, fix: str) -> InvalidSpec:
+    def invalid(self, path: _Keys, rule: str, got: Any, fix: str) -> InvalidSpec:
         """The error for a key."""
         return InvalidSpec(f"{self.where(path)}: {rule}, got {_shown(got)}. {fix}")
 
     @contextmanager
-    def at(self, path: Path_) -> Iterator[None]:
+    def at(self, path: _Keys) -> Iterator[None]:
         """Errors about the meaning of a key name its line."""
         try:
             yield
-        except InvalidSpec as error:
-            if str(error).startswith(self.file):
-                raise
-            raise InvalidSpec(f"{self.where(path)}: {error}") from error
         except (ExcursionError, ValueError, OverflowError) as error:
-            raise InvalidSpec(f"{self.where(path)}: {error}") from error
+            raise InvalidSpec(f"{self.where(self._closer(path, str(error)))}: {error}") from error
+
+    def _closer(self, path: _Keys, message: str) -> _Keys:
+        """The key below `path` whose value the message quotes (``got step=-1.0``), if it is there."""
+        inside = [key for key in self.lines if key[:-1] == path and key != path]
+        return next((key for key in inside if f"got {key[-1]}=" in message), path)
 
 
-def _dotted(path: Path_) -> str:
+def _dotted(path: _Keys) -> str:
     text = ""
     for key in path:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
@@ -142,7 +144,7 @@ def _read(text: str, file: str) -> _Document:
         ) from None
     if node is None:
         raise InvalidSpec(f"{file}: must describe a campaign, got an empty file. See docs/yaml.md")
-    lines: dict[Path_, int] = {}
+    lines: dict[_Keys, int] = {}
     try:
         data = _plain(node, (), file, lines, set())
     except RecursionError:
@@ -150,7 +152,7 @@ def _read(text: str, file: str) -> _Document:
     return _Document(file, data, lines)
 
 
-def _plain(node: yaml.Node, path: Path_, file: str, lines: dict[Path_, int], around: set[int]) -> Any:
+def _plain(node: yaml.Node, path: _Keys, file: str, lines: dict[_Keys, int], around: set[int]) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
     where = f"{file}, line {line}" + (f", {_dotted(path)}" if path else "")
@@ -291,7 +293,7 @@ def _model(settings: type, without: tuple[str, ...] = ()) -> type[pydantic.BaseM
     return pydantic.create_model(settings.__name__, __config__=_CONFIG, **fields)
 
 
-def _given(document: _Document, model: type[pydantic.BaseModel], data: Any, path: Path_) -> dict[str, Any]:
+def _given(document: _Document, model: type[pydantic.BaseModel], data: Any, path: _Keys) -> dict[str, Any]:
     """The settings in `data`, checked; only those that are given.
 
     Raises:
@@ -303,21 +305,20 @@ def _given(document: _Document, model: type[pydantic.BaseModel], data: Any, path
         return model.model_validate(data).model_dump(exclude_unset=True)
     except pydantic.ValidationError as error:
         found = [(_known(document, (*path, *e["loc"])), e) for e in error.errors(include_url=False)]
-    place, first = min(found, key=lambda item: document.lines.get(item[0], math.inf))
+    # A key that is missing is often one that is misspelt, so the unknown ones are named first.
+    place, first = min(found, key=lambda item: (_URGENCY.get(item[1]["type"], 1), document.lines.get(item[0], 0)))
     known = list(model.model_fields)
     match first["type"]:
         case "extra_forbidden":
-            raise document.invalid(
-                place, "this key is not known here", str(place[-1]), _suggestion(str(place[-1]), known)
-            )
+            raise document.invalid(place, "this key is not known", str(place[-1]), _suggestion(str(place[-1]), known))
         case "missing":
             key = first["loc"][-1]
-            raise document.invalid(path, f"the key {key!r} must be given", data, f"Add a line '{key}: ...'")
+            raise document.invalid(path, f"the key {key!r} must be given", list(data), f"Add '{key}: ...'")
     rule, fix = _rule(first)
     raise document.invalid(place, rule, first["input"], fix)
 
 
-def _known(document: _Document, path: Path_) -> Path_:
+def _known(document: _Document, path: _Keys) -> _Keys:
     """The part of pydantic's path that is in the document; the rest are branches of a union."""
     while path and path not in document.lines:
         path = path[:-1]
@@ -334,6 +335,7 @@ def _suggestion(word: str, known: Sequence[str]) -> str:
     return f"Did you mean {lower[close[0]]!r}?" if close else f"Known are {', '.join(known)}"
 
 
+_URGENCY = {"extra_forbidden": 0, "missing": 2}
 _RULES = {
     "float_type": ("must be a number", "Write it without quotes and units"),
     "int_type": ("must be a whole number", "Write it without quotes, point and exponent"),
@@ -405,7 +407,7 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
 
 
 def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
-    path: Path_
+    path: _Keys
     parameters = []
     for name, value in top["parameters"].items():
         path = ("parameters", name)
@@ -425,13 +427,16 @@ def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
         with document.at(path):
             thresholds = given.pop("threshold")
             tasks.append(Task(name, tuple(thresholds) if isinstance(thresholds, list) else (thresholds,), **given))
-    columns = set(table(Problem(ParameterSpace((Parameter("x", 0, 1),)), (Task("y"),)), [_NO_TRIAL])[0]) - {"x", "y"}
-    for section, others in (("parameters", columns), ("tasks", columns | set(top["parameters"]))):
+    columns: set[str] = set(table(Problem(ParameterSpace((Parameter("x", 0, 1),))), [_NO_TRIAL])[0])
+    columns -= {"x", "f", "f_sd", "f_bound"}
+    for section, suffixes in (("parameters", ("",)), ("tasks", ("", "_sd", "_bound"))):
         for name in top[section]:
-            if name in others:
+            taken = columns & {f"{name}{suffix}" for suffix in suffixes}
+            if taken:
                 raise document.invalid(
-                    (section, name), "a name must differ from other parameters, tasks and columns", name, "Rename it"
+                    (section, name), "columns of the table of trials need different names", sorted(taken), "Rename it"
                 )
+            columns |= {f"{name}{suffix}" for suffix in suffixes}
     texts = top.get("constraints", [])
     try:
         with document.at(("parameters",)):
@@ -448,13 +453,13 @@ def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
         return Problem(space, tuple(tasks))
 
 
-_NO_TRIAL = Trial(number=0, x={}, basis=0, after=0)
+_NO_TRIAL = Trial(number=0, x={"x": 0.0}, basis=0, after=0)
 
 
 def _strategy(document: _Document, data: Any) -> Strategy:
     given = _given(document, _Strategy, data, ("strategy",))
     if "acquisition" in given:
-        path: Path_ = ("strategy", "acquisition")
+        path: _Keys = ("strategy", "acquisition")
         named = given["acquisition"]
         settings = {"type": named} if isinstance(named, str) else dict(named)
         name = settings.pop("type", None)
@@ -478,9 +483,9 @@ def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, f
     path = ("evaluator",)
     kinds = [kind for kind in _EVALUATORS if kind in data]
     if len(kinds) != 1:
-        raise document.invalid(
-            path, f"exactly one of the keys {', '.join(_EVALUATORS)} must be given", list(data), "See docs/yaml.md"
-        )
+        close = [_suggestion(key, list(_EVALUATORS)) for key in data]
+        fix = next((c for c in close if c.startswith("Did")), "See docs/yaml.md")
+        raise document.invalid(path, f"exactly one of the keys {', '.join(_EVALUATORS)} must be given", list(data), fix)
     settings = {"kind": kinds[0], **_given(document, _EVALUATORS[kinds[0]], data, path), "folder": str(folder)}
     with document.at((*path, kinds[0])):
         evaluator(settings, problem)

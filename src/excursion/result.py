@@ -160,15 +160,20 @@ class Result:
         return trace(grid, values.numpy(), 0.0, chosen.name, level)
 
     @torch.no_grad()
-    def on(self, grid: Slice) -> tuple[np.ndarray, np.ndarray]:
+    def on(self, grid: Slice, *, forbidden: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The belief about all tasks on a slice, as the surrogate sees them (transformed by each task's ``map``).
 
+        Args:
+            grid: where.
+            forbidden: give the surrogate's numbers also at forbidden points, where they mean nothing.
+
         Returns:
-            Mean and standard deviation, each (tasks, *grid.shape); NaN at forbidden points.
+            Mean and standard deviation, each (tasks, *grid.shape); NaN at forbidden points otherwise.
         """
         mean, variance = self.posterior.marginal(self.problem.space.to_unit(grid.x))
         shape = (len(mean), *grid.shape)
-        mean, sd = (torch.where(grid.allowed, m, math.nan).reshape(shape) for m in (mean, variance.sqrt()))
+        known = grid.allowed | forbidden
+        mean, sd = (torch.where(known, m, math.nan).reshape(shape) for m in (mean, variance.sqrt()))
         return mean.numpy(), sd.numpy()
 
     @torch.no_grad()

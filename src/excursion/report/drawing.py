@@ -66,6 +66,7 @@ _SIZES = {
     "lines.linewidth": 1.6,
     # Drawn alike after the style is gone, in a notebook say: no font is looked up by a setting.
     "mathtext.fontset": "stixsans",
+    "mathtext.default": "it",
     "font.family": ["TeX Gyre Heros", "DejaVu Sans"],
     "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,
@@ -85,11 +86,10 @@ def probability(
     """The map of P, the level set, the lines of 16 % and 84 %, the forbidden region; the map and legend entries."""
     from matplotlib.colors import LinearSegmentedColormap
 
+    # Also below the cover of the forbidden region, so that no seam shows.
     p = levelset.excursion_probability(torch.from_numpy(difference), torch.from_numpy(sd**2), 0.0).numpy()
     colors = LinearSegmentedColormap.from_list("probability", ["#7fb2da", "#bcd8ec", "#fafafa", "#f9d8b0", "#f0a860"])
-    mesh = ax.pcolormesh(
-        *grid.axes, np.ma.masked_invalid(p.T), cmap=colors, vmin=0, vmax=1, shading="nearest", rasterized=True, zorder=1
-    )
+    mesh = ax.pcolormesh(*grid.axes, p.T, cmap=colors, vmin=0, vmax=1, shading="nearest", rasterized=True, zorder=1)
     crossed, line = lines(ax, grid, difference, "_level set", color=BLACK, lw=1.8, zorder=3)
     handles: list[Any] = [(line, title if crossed else f"{title}: not crossed")]
     fuzzy = False
@@ -115,21 +115,22 @@ def lines(ax: Axes, grid: Slice, values: np.ndarray, label: str, **look: Any) ->
     return bool(found), Line2D([], [], **{k: v for k, v in look.items() if k != "zorder"})
 
 
-def fill(ax: Axes, grid: Slice, values: np.ndarray, color: str, label: str, alpha: float = 1.0) -> bool:
-    """Fill {values > 0}; whether there is any."""
-    masked = np.ma.masked_invalid(values.T)
-    if masked.count() == 0 or not masked.max() > 0:
+def fill(ax: Axes, grid: Slice, a: np.ndarray, b: np.ndarray, color: str, label: str, alpha: float = 1.0) -> bool:
+    """Fill between {a = 0} and {b = 0}, also below the cover of the forbidden region; whether there is any."""
+    # a and b differ in sign where |a + b| < |a - b|. The ratio keeps a band in one piece that is thinner than the grid.
+    ratio = (a + b) / np.maximum(np.abs(a - b), 1e-9)
+    seen = ratio.ravel()[grid.allowed.numpy()]
+    if not len(seen) or seen.min() > 1 or seen.max() < -1:
         return False
     filled = ax.contourf(
-        *grid.axes, masked, levels=[0.0, float(masked.max()) * 1.01], colors=[color], alpha=alpha, zorder=1.5,
-        corner_mask=True, antialiased=True,
-    )  # fmt: skip
+        *grid.axes, ratio.T, levels=[-1.0, 1.0], colors=[color], alpha=alpha, zorder=1.5, antialiased=True
+    )
     filled.set_label(label)
     return True
 
 
 def hatch(ax: Axes, space: ParameterSpace, grid: Slice) -> Any:
-    """Hatch what the constraints forbid; a legend entry."""
+    """Cover and hatch what the constraints forbid; a legend entry."""
     from matplotlib.patches import Patch
 
     look: dict[str, Any] = {"facecolor": "0.94", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0.0}
@@ -146,7 +147,7 @@ def hatch(ax: Axes, space: ParameterSpace, grid: Slice) -> Any:
         if forbidden.any():
             region = ax.contourf(
                 *fine.axes, forbidden.astype(float), levels=[0.5, 1.5], colors=[look["facecolor"]],
-                hatches=[look["hatch"]], zorder=2,
+                hatches=[look["hatch"]], zorder=2, antialiased=True,
             )  # fmt: skip
             region.set_edgecolor(look["edgecolor"])
             region.set_linewidth(0.0)
@@ -174,7 +175,8 @@ def points(
         # The farther off the slice, the paler, but never gone; whole also on the edge of the axes.
         look |= {"alpha": near[of], "clip_on": False}
         if pending:
-            look |= {"facecolors": "none", "edgecolors": "0.3"}
+            # Hollow, which an array of alpha would undo.
+            look |= {"alpha": None, "facecolors": "none", "edgecolors": [(0.3, 0.3, 0.3, a) for a in near[of]]}
         elif order:
             colors, norm = _order_colors(ranks)
             look |= {"c": ranks[of], "cmap": colors, "norm": norm, "edgecolors": BLACK}
@@ -197,11 +199,10 @@ def order_bar(ax: Axes, trials: Sequence[Trial], order: Order) -> None:
     from matplotlib.ticker import MaxNLocator
 
     colors, norm = _order_colors(_ranks(trials, order))
-    bar = figure_of(ax).colorbar(
-        ScalarMappable(norm, colors), ax=ax, pad=0.02, fraction=0.05, aspect=28, ticks=MaxNLocator(6, integer=True)
-    )
+    ticks = [1, *(t for t in MaxNLocator(5, integer=True).tick_values(1, norm.vmax) if 1.5 < t <= norm.vmax)]
+    bar = figure_of(ax).colorbar(ScalarMappable(norm, colors), ax=ax, pad=0.02, fraction=0.05, aspect=28, ticks=ticks)
     bar.ax.minorticks_off()
-    bar.set_label("Evaluation, in order of " + ("completion" if order == "told" else "asking"))
+    bar.set_label("Evaluation, in order of " + ("completion" if order == "told" else "asking"), size="medium")
 
 
 def _ranks(trials: Sequence[Trial], order: Order | None) -> np.ndarray:
@@ -334,7 +335,7 @@ def legend(ax: Axes, handles: Sequence[tuple[Any, str]], header: bool = False) -
 def note(ax: Axes, text: str, size: str = "medium") -> None:
     """A remark in the middle of the axes."""
     ax.text(
-        0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", zorder=6, size=size,
+        0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", zorder=3.5, size=size,
         bbox={"facecolor": "white", "edgecolor": "0.6", "alpha": 0.9, "boxstyle": "round"},
     )  # fmt: skip
 

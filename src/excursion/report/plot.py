@@ -224,7 +224,7 @@ def plot_probability(
     grid = draw.slice_of(result.problem.space, names, fixed, n, 1, 2)
     with draw.style(style):
         ax, own = draw.axes_of(ax, 1.12 if colorbar else 1.0)
-        mean, sd = (a[i] for a in result.on(grid))
+        mean, sd = (a[i] for a in result.on(grid, forbidden=len(grid.names) == 2))
         difference = mean - float(chosen.map(torch.tensor(level, dtype=torch.float64)))
         label = draw.probability_text(chosen, level)
         handles: list[Any] = []
@@ -315,7 +315,7 @@ def plot_exclusion(
         from matplotlib.patches import Patch
 
         ax, own = draw.axes_of(ax, 1.12 if show_points and order and colorbar else 1.0)
-        mean, sd = result.on(grid)
+        mean, sd = result.on(grid, forbidden=True)
 
         def above(name: str, threshold: float | None = None) -> np.ndarray:
             task, i = _task(result, name)
@@ -325,9 +325,7 @@ def plot_exclusion(
         shading: list[Any] = []
         for k in sorted(bands, reverse=True):
             a, b = (above(name) for name in bands[k])
-            # Positive where one task is above its threshold and the other below; zero on both contours.
-            between = np.maximum(np.minimum(a, -b), np.minimum(-a, b))
-            if draw.fill(ax, grid, between, (draw.GREEN, draw.YELLOW)[k - 1], f"_band {k}"):
+            if draw.fill(ax, grid, a, b, (draw.GREEN, draw.YELLOW)[k - 1], f"_band {k}"):
                 shading.insert(0, (Patch(color=(draw.GREEN, draw.YELLOW)[k - 1], lw=0), rf"Expected $\pm${k}$\sigma$"))
         lines: list[Any] = []
         found = False
@@ -347,10 +345,9 @@ def plot_exclusion(
                     look = {"color": next(colors), "ls": "-", "lw": 1.8, "zorder": 3}
                     title = draw.level_text(task, threshold)
                     i = problem.task_names.index(task.name)
-                    inside = sd[i] - np.abs(above(task.name, threshold))
-                    fuzzy |= draw.fill(
-                        ax, grid, inside, look["color"], f"_uncertainty {task.name} {threshold:g}", alpha=0.25
-                    )
+                    middle, color = above(task.name, threshold), look["color"]
+                    named = f"_uncertainty {task.name} {threshold:g}"
+                    fuzzy |= draw.fill(ax, grid, middle + sd[i], middle - sd[i], color, named, alpha=0.25)
                 crossed, handle = draw.lines(
                     ax, grid, above(task.name, threshold), f"_{task.name} {threshold:g}", **look
                 )
@@ -465,7 +462,7 @@ def plot_slices(
             ax = axes[row, column] = figure.add_subplot(k, k, row * k + column + 1)
             pair = (space.names[column], space.names[row + 1])
             grid = Slice.of(space, pair, {p: v for p, v in through.items() if p not in pair}, n)
-            mean, sd = (a[i] for a in result.on(grid))
+            mean, sd = (a[i] for a in result.on(grid, forbidden=True))
             mesh, drawn = draw.probability(ax, space, grid, mean - z, sd, title, small=True)
             if show_points:
                 drawn += draw.points(ax, space, result.history, grid, None, size=12)

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
@@ -23,7 +24,17 @@ import rich.table
 
 from .campaign import Campaign, Status
 from .data import FINISHED, INFORMATIVE, Job, Outcome, Trial
-from .errors import ExcursionError, ImpossiblePoint, InvalidOutcome, InvalidStrategy, SpaceExhausted, TrialFinished
+from .errors import (
+    EvaluationError,
+    ExcursionError,
+    ImpossiblePoint,
+    InvalidOutcome,
+    InvalidSpec,
+    InvalidStrategy,
+    MissingExtra,
+    SpaceExhausted,
+    TrialFinished,
+)
 from .evaluators import Evaluator
 
 #: A trial that was in flight when this many worker pools broke is recorded as failed.
@@ -100,11 +111,9 @@ def run(
         stack.callback(pool.close)
         display = stack.enter_context(_display(campaign, budget, workers) if progress else contextlib.nullcontext())
         running: dict[Future, Trial] = {}
-        claimed: dict[int, Trial] = {}
         try:
             while True:
                 while len(running) < workers and (trial := store.claim(name, owner)):
-                    claimed[trial.number] = trial
                     running[pool.submit(payload, Job(dict(trial.x), trial.number, trial.seed))] = trial
                 if not reason and not exhausted and workers - len(running) >= min(batch, workers):
                     # Every queued trial is in flight and a batch of workers is free.
@@ -135,7 +144,7 @@ def run(
                     if outcome is None:  # the pool broke while this was in flight; whose fault it was is not known
                         breaks[trial.number] = breaks.get(trial.number, 0) + 1
                         if breaks[trial.number] < _BREAKS:
-                            store.release(name, number=claimed.pop(trial.number).number)
+                            store.release(name, number=trial.number)
                             pool.renew()
                             continue
                         outcome = Outcome.failed(
@@ -148,15 +157,11 @@ def run(
                         state = store.finish(name, trial.number, outcome).state
                         evaluations += 1
                         failed += state not in INFORMATIVE
-                    del claimed[trial.number]
         finally:
             # Whatever is still in flight (Ctrl-C, an error) is queued again: a later run takes it up.
             for future in running:
                 future.cancel()
-            for number in claimed:
-                if store.trials(name, number)[0].state not in FINISHED:
-                    store.release(name, number=number)
-            if claimed:
+            if store.release(name, owner=owner):
                 pool.kill()
     return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, campaign.status())
 
@@ -183,8 +188,8 @@ def _reached(campaign: Campaign, trials: list[Trial], goal: float) -> bool:
 
 
 def _owner() -> str:
-    """host:pid:start of this process; the start tells it from a later process with the same number."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    """host:pid:start:run; the start tells this process from a later one with the same number."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}:{uuid.uuid4().hex[:8]}"
 
 
 def _release_dead(campaign: Campaign) -> list[Trial]:
@@ -192,7 +197,7 @@ def _release_dead(campaign: Campaign) -> list[Trial]:
     released = []
     for owner in {t.owner for t in campaign.trials if t.state == "running" and t.owner}:
         host, _, rest = owner.partition(":")
-        pid, _, start = rest.partition(":")
+        pid, start = [*rest.split(":"), "", ""][:2]
         if host != socket.gethostname() or not pid.isdigit():
             continue
         try:
@@ -229,6 +234,10 @@ def evaluate(payload: bytes, job: Job) -> Outcome:
         return _load(payload).evaluate(job)
     except ImpossiblePoint as error:
         return Outcome.failed(str(error), permanent=True)
+    except (InvalidSpec, MissingExtra):
+        raise  # wrong at every point: the run stops and nothing is spoilt
+    except EvaluationError as error:
+        return Outcome.failed(str(error), traceback=_tail(error))
     except Exception as error:
         return Outcome.failed(f"{type(error).__name__}: {error}", traceback=_tail(error))
 
@@ -262,8 +271,9 @@ class _Pool:
         if self._own is None:
             import loky
 
-            # One thread each: the workers share the cores, and a fork would inherit torch's thread pool.
-            self._own = loky.ProcessPoolExecutor(self._workers, env={"OMP_NUM_THREADS": "1"}, timeout=None)
+            # One thread each: the workers share the cores. Idle ones end after a minute (and are made again when
+            # needed), so that none outlives a run that was killed.
+            self._own = loky.ProcessPoolExecutor(self._workers, env={"OMP_NUM_THREADS": "1"}, timeout=60)
         return self._own
 
     def renew(self) -> None:

@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -428,8 +429,8 @@ def plot_slices(
     Args:
         result: what to draw.
         task: which output; the first by default.
-        at: the point; parameters left out, and all by default, come from the complete trial whose value lies nearest
-            to the threshold.
+        at: the point; parameters left out, and all by default, come from a complete trial: of the eighth with values
+            nearest to the threshold, the one nearest to the middle of the space.
         threshold: T in the task's units; its first threshold by default.
         style: "ATLAS", "CMS", or "plain" for matplotlib's present settings.
         show_points: also draw the trials, fading with the distance from the plane.
@@ -447,7 +448,7 @@ def plot_slices(
     chosen, i = _task(result, task)
     level = chosen.thresholds[0] if threshold is None else float(threshold)
     z = float(chosen.map(torch.tensor(level, dtype=torch.float64)))
-    through = space.check({**_nearest(result, chosen, z), **(at or {})}, "plot_slices")
+    through = space.check({**_telling(result, chosen, z), **(at or {})}, "plot_slices")
     with draw.style(style):
         from matplotlib.figure import Figure
 
@@ -558,13 +559,16 @@ def plot_convergence(
     return ax
 
 
-def _nearest(result: Result, task: Task, z: float) -> dict[str, float]:
-    """The complete trial whose value lies nearest to the threshold on the transformed scale."""
-    known = [t for t in result.history if t.state == "complete" and t.outcome] or [
+def _telling(result: Result, task: Task, z: float) -> dict[str, float]:
+    """Of the eighth of the complete trials nearest to the threshold (transformed), the one nearest to the middle."""
+    known = [t for t in result.history if t.state == "complete"] or [
         t for t in result.history if t.state in INFORMATIVE
     ]
     values = torch.tensor([t.outcome.values[task.name] for t in known if t.outcome], dtype=torch.float64)
-    return dict(known[int((task.map(values) - z).abs().argmin())].x)
+    near = (task.map(values) - z).abs().argsort()[: math.ceil(len(known) / 8)].tolist()
+    space = result.problem.space
+    off = (space.to_unit(space.tensor([known[j].x for j in near])) - 0.5).square().sum(1)
+    return dict(known[near[int(off.argmin())]].x)
 
 
 def _value_range(task: Task, median: np.ndarray, values: np.ndarray, log: bool) -> tuple[float, float]:

@@ -158,7 +158,7 @@ def test_a_dying_worker_costs_its_own_trial_only():
 def test_an_evaluator_that_cannot_travel_fails_at_once():
     lock = threading.Lock()
     with pytest.raises(TypeError, match="pickle"):
-        run(campaign(), Function(lambda p: lock and plane(p)), budget=3, progress=False)
+        run(campaign(), Function(lambda p: lock and plane(p)), budget=3, workers=2, progress=False)
 
 
 def test_queued_trials_are_evaluated_first():

@@ -8,7 +8,7 @@ import torch
 
 from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import GaussianProcess, Observations
-from excursion.surrogate.exact import JITTERS, censored_sites, cholesky
+from excursion.surrogate.exact import JITTERS, _negative_log_posterior, censored_sites, cholesky
 from excursion.testing import SurrogateContract
 
 
@@ -82,7 +82,7 @@ def test_hyperparameters_are_at_the_maximum_of_their_posterior():
         gram = amplitude2 * KERNELS["matern52"](r) + nugget * np.eye(25)
         inverse = np.linalg.inv(gram)
         beta = (inverse.sum(0) @ y) / (inverse.sum() + 1e-2)
-        value = 0.5 * (y - beta) @ inverse @ (y - beta) + 0.5 * np.linalg.slogdet(gram)[1]
+        value = 0.5 * (y - beta) @ inverse @ (y - beta) + 0.5e-2 * beta**2 + 0.5 * np.linalg.slogdet(gram)[1]
         mu = math.sqrt(2) + 0.5 * math.log(2)
         value -= scipy.stats.lognorm.logpdf(ell, math.sqrt(3), scale=math.exp(mu)).sum()
         value -= scipy.stats.lognorm.logpdf(amplitude2, 1.5)
@@ -91,6 +91,22 @@ def test_hyperparameters_are_at_the_maximum_of_their_posterior():
     best = np.array([*np.log(h["lengthscales"]), 2 * math.log(h["amplitude"] / sd), 2 * math.log(h["nugget"] / sd)])
     again = scipy.optimize.minimize(objective, best, method="Nelder-Mead", options={"fatol": 1e-9, "xatol": 1e-6})
     assert objective(best) - again.fun < 1e-3
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mean", ["constant", "linear"])
+def test_the_gradient_of_the_posterior_is_that_of_finite_differences(kernel, mean):
+    rng = np.random.default_rng(0)
+    u = rng.uniform(size=(12, 3))
+    squares = ((u[:, None] - u[None]) ** 2).transpose(2, 0, 1)
+    basis = np.ones((12, 1)) if mean == "constant" else np.column_stack([np.ones(12), u - 0.5])
+    y, noise = rng.normal(size=12), rng.uniform(0, 0.1, 12)
+    nuggets = (rng.uniform(size=12) < 0.7).astype(float)
+    for theta in rng.normal(-1, 0.7, (4, 5)):
+        args = (kernel, squares, basis, y, noise, nuggets)
+        _, gradient = _negative_log_posterior(theta, *args)
+        numeric = scipy.optimize.approx_fprime(theta, lambda t, a=args: _negative_log_posterior(t, *a)[0], 1e-6)
+        assert np.allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
 
 
 def test_length_scales_tell_relevant_from_irrelevant_parameters():

@@ -101,20 +101,19 @@ def run(
         workers = known if isinstance(known, int) else os.cpu_count() or 1
     store, name, owner = campaign.store, campaign.name, _owner()
     _release_dead(campaign)
-    payload = cloudpickle.dumps(evaluator)
     started, evaluations, failed = time.monotonic(), 0, 0
     below, exhausted, reason = 0, False, ""
     breaks: dict[int, int] = {}
 
     with contextlib.ExitStack() as stack:
-        pool = _Pool(executor, workers)
+        pool = _Pool(evaluator, executor, workers)
         stack.callback(pool.close)
         display = stack.enter_context(_display(campaign, budget, workers) if progress else contextlib.nullcontext())
         running: dict[Future, Trial] = {}
         try:
             while True:
                 while len(running) < workers and (trial := store.claim(name, owner)):
-                    running[pool.submit(payload, Job(dict(trial.x), trial.number, trial.seed))] = trial
+                    running[pool.submit(Job(dict(trial.x), trial.number, trial.seed))] = trial
                 if not reason and not exhausted and workers - len(running) >= min(batch, workers):
                     # Every queued trial is in flight and a batch of workers is free.
                     trials = campaign.trials
@@ -228,10 +227,15 @@ def _load(payload: bytes) -> Evaluator:
     return cloudpickle.loads(payload)
 
 
-def evaluate(payload: bytes, job: Job) -> Outcome:
-    """Evaluate one job in a worker; whatever goes wrong comes back as a failure with its traceback."""
+def evaluate_pickled(payload: bytes, job: Job) -> Outcome:
+    """`evaluate` in another process, for an evaluator that came by cloudpickle."""
+    return evaluate(_load(payload), job)
+
+
+def evaluate(evaluator: Evaluator, job: Job) -> Outcome:
+    """Evaluate one job; whatever goes wrong at this point comes back as a failure with its traceback."""
     try:
-        return _load(payload).evaluate(job)
+        return evaluator.evaluate(job)
     except ImpossiblePoint as error:
         return Outcome.failed(str(error), permanent=True)
     except (InvalidSpec, MissingExtra):
@@ -249,21 +253,21 @@ def _tail(error: BaseException) -> str:
 class _Pool:
     """The executor, made on first use and again when it has broken."""
 
-    def __init__(self, given: Executor | None, workers: int) -> None:
-        self._given, self._workers, self._own = given, workers, None
-        self._broken = False
+    def __init__(self, evaluator: Evaluator, given: Executor | None, workers: int) -> None:
+        self._evaluator, self._given, self._workers, self._own = evaluator, given, workers, None
+        self._inline = given is None and workers == 1
+        self._payload = b"" if self._inline else cloudpickle.dumps(evaluator)
 
-    def submit(self, payload: bytes, job: Job) -> Future:
-        """Start one evaluation."""
-        if self._given is None and self._workers == 1:
-            future: Future = Future()
-            try:
-                future.set_result(evaluate(payload, job))
-            except BaseException as error:
-                future.set_exception(error)
-                raise
-            return future
-        return self._executor().submit(evaluate, payload, job)
+    def submit(self, job: Job) -> Future:
+        """Start one evaluation; with a single worker do it here and now."""
+        if not self._inline:
+            return self._executor().submit(evaluate_pickled, self._payload, job)
+        future: Future = Future()
+        try:
+            future.set_result(evaluate(self._evaluator, job))
+        except ExcursionError as error:
+            future.set_exception(error)
+        return future
 
     def _executor(self) -> Any:
         if self._given is not None:

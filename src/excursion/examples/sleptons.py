@@ -32,12 +32,17 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EvaluationError, ImpossiblePoint, InvalidPoint, MissingExtra
+
+if TYPE_CHECKING:
+    from ..evaluators.pyhf import PyhfEvaluator
+    from ..problem import Problem
+    from ..result import Result
 
 Floats = NDArray[np.float64]
 Fidelity = Literal["parton", "hadron"]
@@ -683,3 +688,121 @@ class Simulation:
                 "seconds": time.perf_counter() - started,
             },
         )
+
+
+# ----------------------------------------------------------------------------------------- the campaign
+
+#: The tasks and their share in what a new point is worth: the two lines that people read weigh most.
+WEIGHTS = {
+    "observed": 1.0,
+    "expected": 1.0,
+    "expected_minus_1": 0.5,
+    "expected_plus_1": 0.5,
+    "expected_minus_2": 0.25,
+    "expected_plus_2": 0.25,
+}
+
+
+def problem() -> Problem:
+    """The plane of slepton and neutralino mass, and the level sets mu_95 = 1 of the six limits.
+
+    Limits span decades, and only the one around 1 matters: the surrogate learns tanh(log10 mu).
+    """
+    from ..problem import Problem, Task
+    from ..space import Parameter, ParameterSpace
+
+    space = ParameterSpace(
+        (
+            Parameter("m_slepton", 200, 800, unit="GeV", step=1, label=r"$m(\tilde{\ell}_{L,R})$"),
+            Parameter("m_chi", 1, 500, unit="GeV", step=1, label=r"$m(\tilde{\chi}_1^0)$"),
+        ),
+        ("m_slepton - m_chi > 20",),
+    )
+    return Problem(space, tuple(Task(name, 1.0, "log-tanh", weight=w) for name, w in WEIGHTS.items()))
+
+
+def evaluator(events: int = 5000, fidelity: Fidelity = "parton") -> PyhfEvaluator:
+    """Two masses -> six limits on the signal strength: Pythia, the selection, pyhf.
+
+    Args:
+        events: slepton pairs to generate at each point.
+        fidelity: see `Simulation`.
+    """
+    from ..evaluators.pyhf import CountsModel, PyhfEvaluator
+
+    return PyhfEvaluator(Simulation(events, fidelity), CountsModel(**background_spec()))
+
+
+def main(
+    out: str | Path = "sleptons",
+    *,
+    budget: int = 60,
+    workers: int = 2,
+    events: int = 5000,
+    fidelity: Fidelity = "parton",
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Run the campaign (or go on with it), draw the contours and write the tables.
+
+    Args:
+        out: folder for ``campaign.db``, ``contour.png``, ``contour.pdf``, ``probability.png``, ``contours.csv`` and
+            ``trials.csv``.
+        budget: evaluations in all, earlier ones included.
+        workers: evaluations at the same time.
+        events, fidelity: see `Simulation`.
+        seed: of the strategy.
+        progress: show it.
+
+    Returns:
+        What was found.
+
+    Raises:
+        MissingExtra: an optional package is not installed.
+    """
+    from ..campaign import Campaign, Strategy
+    from ..report import plot, tables
+    from ..result import Result
+    from ..runner import run
+    from ..store import open_store
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with open_store(folder / "campaign.db") as store:
+        if "sleptons" in store.names():
+            campaign = Campaign.open(store, "sleptons")
+        else:
+            campaign = Campaign.create(store, "sleptons", problem(), Strategy(seed=seed))
+        report = run(campaign, evaluator(events, fidelity), budget=budget, workers=workers, progress=progress)
+        result = Result.of(campaign)
+        figures = {
+            "contour": {"kind": "exclusion", "label": "excursion, Pythia 8 + pyhf", "luminosity": LUMINOSITY},
+            "probability": {"kind": "probability", "task": "observed"},
+        }
+        for name, settings in figures.items():
+            for suffix in ("png", "pdf"):
+                plot.plot(result, folder / f"{name}.{suffix}", **settings)
+        for what in ("trials", "contours"):
+            tables.write(tables.exported(campaign, what, "csv"), str(folder / f"{what}.csv"))
+    print(summary(result, folder, time.perf_counter() - started, report.evaluations))
+    return result
+
+
+def summary(result: Result, folder: Path, seconds: float, new: int) -> str:
+    """A few lines that say what was found, in words."""
+    states = [t["state"] for t in result.trials]
+    lines = [
+        f"{result.evaluations} evaluations ({new} of them now, in {seconds:.0f} s): {states.count('complete')} complete, "
+        f"{states.count('censored')} with at least one limit beyond reach, "
+        f"{states.count('failed') + states.count('invalid')} failed",
+    ]
+    for task in ("observed", "expected"):
+        excluded, wrong = result.volume_fraction(task)
+        reach = result.contours(task, names=("m_slepton",), fixed={"m_chi": 1.0})
+        edge = max((float(x) for line in reach.lines for x in line[:, 0]), default=math.nan)
+        lines.append(
+            f"{task}: {100 * (1 - excluded):.1f} % of the plane excluded at 95 % CL, {100 * wrong:.2f} % expected to be "
+            f"misclassified; sleptons are excluded up to {edge:.0f} GeV for a neutralino of 1 GeV"
+        )
+    return "\n".join([*lines, f"figures and tables are in {folder}"])

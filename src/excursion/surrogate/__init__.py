@@ -37,10 +37,7 @@ class Observations:
         shapes = [tuple(a.shape) for a in (self.u, self.z, self.variance, self.side)]
         if self.u.ndim != 2 or self.z.ndim != 2 or len(self.u) != len(self.z) or len(set(shapes[1:])) > 1:
             raise ShapeError(f"observations: need u (n, d) and z, variance, side (n, t), got {shapes}")
-        if (
-            not all(torch.isfinite(a).all() for a in (self.u, self.z, self.variance))
-            or (self.variance < 0).any()
-        ):
+        if not all(torch.isfinite(a).all() for a in (self.u, self.z, self.variance)) or (self.variance < 0).any():
             raise ShapeError(
                 f"observations: must be finite with variances >= 0, got z={self.z.tolist()}, "
                 f"variance={self.variance.tolist()}. Leave out failed trials"

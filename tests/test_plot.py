@@ -103,7 +103,7 @@ def states() -> Result:
         x = trials[n].x
         outcome: Any = x["x"] + x["y"]
         if n in (4, 5):
-            outcome = Outcome.of(3.0, bounds={"f": "above"})
+            outcome = math.inf if n == 4 else Outcome.of(3.0, bounds={"f": "above"})
         elif n in (6, 7, 8):
             outcome = Outcome.failed("diverged")
         elif n == 9:
@@ -230,6 +230,17 @@ def test_exclusion_style(limit: Result) -> None:
     assert (ax.get_xlabel(), ax.get_ylabel()) == (r"$m_{\tilde{\ell}}$ [GeV]", "chi [GeV]")
 
 
+def test_edges_of_the_band_are_contours(limit: Result) -> None:
+    (path,) = collection(plot_exclusion(limit, n=101), "_band 1").get_paths()
+    m, chi = path.vertices.T
+    inside = (m - chi > 30) & (m > 101) & (m < 699) & (chi > 1) & (chi < 399)
+    points = path.vertices[inside]
+    off = [np.abs(np.log10(limit.mean_and_sd(points, t)[0])) for t in ("expected_minus_1", "expected_plus_1")]
+    assert len(points) > 50
+    assert np.minimum(*off).max() < 0.01
+    assert min(o.min() for o in off) < 1e-3
+
+
 def test_bands_of_ones_own(limit: Result) -> None:
     ax = plot_exclusion(limit, bands={1: ("observed", "expected_plus_2")}, show_points=False, order=None)
     assert holds(collection(ax, "_band 1"), 500 - 200 * 0.3, 10)
@@ -309,6 +320,13 @@ def test_points_by_order(states: Result, order: Any) -> None:
     assert bar.get_yticks()[0] == 1
 
 
+def test_points_on_swapped_axes(two_tasks: Result) -> None:
+    ax = plot_points(two_tasks, names=("y", "x"))
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    assert (ax.get_xlim(), ax.get_ylim()) == ((0.1, 10), (-1, 1))
+    assert np.array_equal(collection(ax, "_complete").get_offsets(), [[t.x["y"], t.x["x"]] for t in two_tasks.history])
+
+
 def test_points_without_order(states: Result) -> None:
     ax = plot_points(states, order=None)
     assert collection(ax, "_complete").get_array() is None
@@ -331,11 +349,7 @@ def test_points_fade_off_the_slice(ball: Result) -> None:
 
 def test_probability_map(circle: Result) -> None:
     ax = plot_probability(circle, n=51)
-    mesh = ax.collections[0]
-    p = mesh.get_array().reshape(51, 51)
-    x, y = 0.8, -1.2
-    column, row = round((x + 2) / 4 * 50), round((y + 2) / 4 * 50)
-    assert p[row, column] == pytest.approx(circle.excursion_probability([[x, y]])[0], abs=1e-12)
+    p = ax.collections[0].get_array().reshape(51, 51)
     assert p[25, 25] < 0.01
     assert p[0, 0] > 0.99
     assert np.abs(np.hypot(*vertices(ax, "_level set").T) - 1).max() < 0.03
@@ -343,6 +357,14 @@ def test_probability_map(circle: Result) -> None:
     assert red > blue, "above the threshold is orange"
     (bar,) = [a for a in drawing.figure_of(ax).axes if a is not ax]
     assert bar.get_ylabel() == "P(f ≥ 1)"
+
+
+def test_probability_map_is_not_mirrored(limit: Result) -> None:
+    ax = plot_probability(limit, "expected", n=51)
+    grid = Slice.of(limit.problem.space, n=51)
+    drawn = ax.collections[0].get_array().reshape(51, 51).T.ravel()[grid.allowed.numpy()]
+    expected = limit.excursion_probability(grid.x[grid.allowed], "expected")
+    assert np.abs(np.asarray(drawn) - expected).max() < 1e-12
 
 
 def test_probability_edges_lie_on_both_sides(ball: Result) -> None:
@@ -398,6 +420,12 @@ def test_band_of_a_transformed_task_through_two_dimensions(limit: Result) -> Non
     assert np.isnan(y[x < 159]).all()
     assert np.isfinite(y[x > 161]).all()
     assert f"censored ({sum(t.state == 'censored' for t in limit.history)})" in entries(ax)
+
+
+def test_band_keeps_infinite_limits_in_sight(states: Result) -> None:
+    ax = plot_band(states, fixed={"y": 0.5})
+    y = collection(ax, "_censored").get_offsets()[:, 1]
+    assert y.tolist() == [ax.get_ylim()[1], 3.0]
 
 
 def test_band_never_crossed(flat: Result) -> None:
@@ -512,12 +540,18 @@ def test_vector_files(limit: Result, tmp_path: Path, suffix: str) -> None:
     assert 10_000 < len(head) < 2_000_000
 
 
-@pytest.mark.parametrize("style", ["ATLAS", "CMS"])
-def test_a_figure_looks_the_same_after_its_style(limit: Result, style: Any) -> None:
-    ax = plot_exclusion(limit, style=style, luminosity=139, energy=13)
+@pytest.mark.parametrize(
+    ("style", "draw"),
+    [
+        ("ATLAS", lambda limit, ball: plot_exclusion(limit, style="ATLAS", luminosity=139, energy=13)),
+        ("CMS", lambda limit, ball: plot_slices(ball, n=11, style="CMS")[0, 0]),
+    ],
+)
+def test_a_figure_looks_the_same_after_its_style(limit: Result, ball: Result, style: Any, draw: Any) -> None:
+    first, second = (draw(limit, ball) for _ in range(2))
     with drawing.style(style):
-        inside = pixels(drawing.figure_of(ax))
-    outside = pixels(drawing.figure_of(ax))
+        inside = pixels(drawing.figure_of(first))
+    outside = pixels(drawing.figure_of(second))
     assert (np.abs(inside.astype(int) - outside).max(-1) > 30).mean() < 1e-3
 
 

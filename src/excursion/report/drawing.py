@@ -67,6 +67,7 @@ _SIZES = {
     # Drawn alike after the style is gone, in a notebook say: no font is looked up by a setting.
     "mathtext.fontset": "stixsans",
     "mathtext.default": "it",
+    "axes.unicode_minus": True,
     "font.family": ["TeX Gyre Heros", "DejaVu Sans"],
     "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,

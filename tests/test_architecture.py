@@ -24,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluators",),
     ("runner",),
     ("result",),
-    ("report", "examples"),
+    ("report",),
+    ("examples",),
     ("spec",),
     ("cli",),
 )

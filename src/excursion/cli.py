@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -38,21 +39,31 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 @contextmanager
-def _reported(advice: Callable[[], str] = lambda: "nothing is lost") -> Iterator[None]:
-    """Our errors become one line and exit code 2, Ctrl-C a sentence and 130; all else is a bug with its traceback."""
+def _reported() -> Iterator[None]:
+    """Our errors become one line and exit code 2; anything else is a bug and shows its traceback."""
     try:
         yield
     except ExcursionError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def _interruptible(command: str) -> Iterator[None]:
+    """Ctrl-C, or a batch system's SIGTERM, ends a run with exit code 130 and the command that goes on with it."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with _reported():
+            yield
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: {advice()}", err=True)
+        typer.echo(f"interrupted: go on with: excursion {command}", err=True)
         raise typer.Exit(130) from None
-
-
-def _terminated(*_: Any) -> NoReturn:
-    """A batch system's SIGTERM ends a run like Ctrl-C: what is in flight is queued again."""
-    raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,8 +90,7 @@ def run_spec(spec: SpecArgument, budget: Budget = None, workers: Workers = None,
     The campaign is created in its store if it is not there. If it is, it goes on where it stopped, provided that
     problem and strategy are the same.
     """
-    signal.signal(signal.SIGTERM, _terminated)
-    with _reported(lambda: f"go on with: excursion run {spec}"):
+    with _interruptible(f"run {shlex.quote(str(spec))}"):
         from .report.tables import ended
         from .spec import begin, go_on, load
 
@@ -112,8 +122,7 @@ def resume(
 
     Points that were in flight when a run died are evaluated again; everything that was told is kept.
     """
-    signal.signal(signal.SIGTERM, _terminated)
-    with _reported(lambda: " ".join(["go on with: excursion resume", store, *([f"'{name}'"] if name else [])])):
+    with _interruptible(shlex.join(["resume", store, *([name] if name else [])])):
         from .report.tables import ended
         from .spec import resume as go_on
 
@@ -243,8 +252,7 @@ def sleptons(
     workers: Workers = None,
 ) -> None:
     """The exclusion contour of the ATLAS slepton search, from Pythia 8 events."""
-    signal.signal(signal.SIGTERM, _terminated)
-    with _reported(lambda: f"go on with: excursion example sleptons --out {out}"):
+    with _interruptible(f"example sleptons --out {shlex.quote(str(out))}"):
         from .examples.sleptons import main as example
 
         given: dict[str, Any] = {"budget": budget, "workers": workers}

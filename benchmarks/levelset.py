@@ -63,6 +63,11 @@ def evaluations_to(curve: list[tuple[int, float]], goal: float) -> float:
     return reached
 
 
+def error(rows: list[dict], n: int) -> float:
+    """Median error after at most n evaluations."""
+    return statistics.median([e for m, e in r["curve"] if m <= n][-1] for r in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", default=",".join(PROBLEMS))
@@ -80,18 +85,17 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(one, p, b, s, args.budget, args.strategy) for p, b, s in cases]
         results = [f.result() for f in futures]
-    print(f"{'problem':10} {'batch':>5} {'median N(1 %)':>14} {'all':24} {'err@40':>9} {'err@60':>9} {'err@end':>9} {'s/ask':>6}")
+    print(
+        f"{'problem':10} {'batch':>5} {'median N(1 %)':>14} {'all':24} {'err@40':>9} {'err@60':>9} {'err@end':>9} {'s/ask':>6}"
+    )
     for p, b in dict.fromkeys((p, b) for p, b, _ in cases):
         rows = [r for r in results if (r["problem"], r["batch"]) == (p, b)]
         reached = sorted(evaluations_to(r["curve"], args.goal) for r in rows)
 
-        def at(n: int) -> float:
-            return statistics.median([e for m, e in r["curve"] if m <= n][-1] for r in rows)
-
         ask = statistics.median(s for r in rows for s in r["seconds"][3:])
         print(
-            f"{p:10} {b:5d} {statistics.median(reached):14.0f} {str([int(x) if x < 1e9 else x for x in reached]):24}"
-            f" {at(40):9.2e} {at(60):9.2e} {at(args.budget):9.2e} {ask:6.2f}"
+            f"{p:10} {b:5d} {statistics.median(reached):14.0f} {[int(x) if x < 1e9 else x for x in reached]!s:24}"
+            f" {error(rows, 40):9.2e} {error(rows, 60):9.2e} {error(rows, args.budget):9.2e} {ask:6.2f}"
         )
     if args.out:
         args.out.write_text(json.dumps({"command": vars(args) | {"out": str(args.out)}, "results": results}, indent=1))

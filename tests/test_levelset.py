@@ -37,9 +37,14 @@ def test_owen_t_at_infinity_and_zero():
 @pytest.mark.parametrize("r", [0.01, 0.05, 0.3, 0.49, 0.51, 0.7, 0.97])
 def test_looks_ahead_agree_with_the_average_over_outcomes(u, r):
     """p+ = Phi((u + sqrt(1-r) z)/sqrt(r)), averaged over the outcome z by another rule."""
-    p = lambda z: scipy.stats.norm.cdf((u + math.sqrt(1 - r) * z) / math.sqrt(r))
+
+    def p(z):
+        return scipy.stats.norm.cdf((u + math.sqrt(1 - r) * z) / math.sqrt(r))
+
+    def h(q):
+        return -scipy.special.xlogy(q, q) - scipy.special.xlogy(1 - q, 1 - q)
+
     args = torch.tensor(u, dtype=torch.float64), torch.tensor(r, dtype=torch.float64)
-    h = lambda q: -scipy.special.xlogy(q, q) - scipy.special.xlogy(1 - q, 1 - q)
     assert float(levelset.expected_misclassification(*args)) == pytest.approx(
         normal_average(lambda z: np.minimum(p(z), 1 - p(z)), 40001), abs=1e-7
     )

@@ -219,7 +219,7 @@ def _farthest(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor
     """n allowed points, each as far as possible from those asked before (the centres of the largest holes)."""
     pool = space.sample(0, 2048, seed % 2**31)
     distance = torch.cdist(pool, taken).amin(1)
-    out = []
+    out: list[Tensor] = []
     for _ in range(n):
         best = int(distance.argmax())
         if distance[best] < 1e-9:
@@ -438,9 +438,9 @@ class Campaign:
             counts[t.state] = counts.get(t.state, 0) + 1
         data = observations(self.problem, trials)
         crossed = {}
-        for i, t in enumerate(self.problem.tasks):
-            above = data.z[:, i : i + 1] >= t.levels
-            crossed[t.name] = bool((above.any(0) & (~above).any(0)).all())
+        for i, task in enumerate(self.problem.tasks):
+            above = data.z[:, i : i + 1] >= task.levels
+            crossed[task.name] = bool((above.any(0) & (~above).any(0)).all())
         enough = len(data) >= max(2, self.strategy.design(self.problem.space.dim))
         with _one_thread(len(data)):
             left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}

@@ -74,8 +74,7 @@ class Outcome:
         for task, side in bounds.items():
             if task not in values or side not in ("above", "below"):
                 raise InvalidOutcome(
-                    f"outcome of task {task!r}: a bound must be 'above' or 'below' and belong to a value, "
-                    f"got {side!r}"
+                    f"outcome of task {task!r}: a bound must be 'above' or 'below' and belong to a value, got {side!r}"
                 )
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "variances", {k: float(v) for k, v in self.variances.items()})

@@ -45,9 +45,7 @@ class Transform:
                 f"transform: the name must be one of {', '.join(TRANSFORMS)}, got {self.name!r}. Choose one of these"
             )
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise InvalidProblem(
-                f"transform {self.name!r}: the scale must be positive and finite, got {self.scale!r}"
-            )
+            raise InvalidProblem(f"transform {self.name!r}: the scale must be positive and finite, got {self.scale!r}")
         if self.positive and self.name == "log-tanh" and not self.center > 0:
             raise InvalidProblem(
                 f"transform {self.name!r}: the threshold must be positive, got {self.center!r}. "
@@ -125,9 +123,7 @@ class Task:
         try:
             thresholds = tuple(float(t) for t in given)
         except (TypeError, ValueError):
-            raise InvalidProblem(
-                f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}"
-            ) from None
+            raise InvalidProblem(f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}") from None
         ascending = all(a < b for a, b in itertools.pairwise(thresholds))
         if not thresholds or not all(map(math.isfinite, thresholds)) or not ascending:
             raise InvalidProblem(
@@ -135,9 +131,7 @@ class Task:
             )
         object.__setattr__(self, "thresholds", thresholds)
         if not (math.isfinite(self.weight) and self.weight > 0):
-            raise InvalidProblem(
-                f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}"
-            )
+            raise InvalidProblem(f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}")
         if self.map.positive and min(thresholds) <= 0:
             raise InvalidProblem(
                 f"task {self.name!r}: transform {self.transform!r} needs positive thresholds, got {thresholds}. "
@@ -186,9 +180,7 @@ class Problem:
         for task in self.tasks:
             if name in (None, task.name):
                 return task
-        raise InvalidProblem(
-            f"problem: no task {name!r}, got tasks {list(self.task_names)}. Use one of these"
-        )
+        raise InvalidProblem(f"problem: no task {name!r}, got tasks {list(self.task_names)}. Use one of these")
 
     def check(self, outcome: Outcome) -> Outcome:
         """The outcome, if it fits the tasks: every task has a value, none is unknown, none lies outside its transform.

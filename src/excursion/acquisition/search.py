@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -146,10 +147,11 @@ def select(
         return acquisition.score(f.prospect(posterior.noise, target, weight, i))
 
     stale = score(field)
-    picks, scores = [], []
+    picks: list[Tensor] = []
+    scores: list[Tensor] = []
     while len(picks) < n:
         if search.batch == "joint" and picks:
-            best, value, stale = _lazy_argmax(stale, lambda i, f=field: score(f, i))
+            best, value, stale = _lazy_argmax(stale, functools.partial(score, field))
         else:
             best = int(stale.argmax())
             value = stale[best]
@@ -302,12 +304,12 @@ def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator
     keys = torch.rand(len(points), generator=generator, dtype=points.dtype).clamp_min(1e-300).log() / weight
     order = keys.argsort(descending=True)
     worth = weight[order] > 1e-6 * weight.max()
-    order = order[worth if worth.sum() >= n else slice(None)].tolist()
+    ranked = order[worth if worth.sum() >= n else slice(None)].tolist()
     radius = n ** (-1 / points.shape[1])
     while True:
         accepted: list[int] = []
         others = taken
-        for i in order:
+        for i in ranked:
             if len(others) and (others - points[i]).square().sum(1).min().sqrt() < radius:
                 continue
             accepted.append(i)

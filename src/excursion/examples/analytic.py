@@ -15,7 +15,10 @@ def fast_limit(x: Mapping[str, float]) -> float:
     xsec = 12 e^{-x/2} + 0.1 cos(10 y + 1) + 0.2 cos(15 x); in three dimensions xsec is multiplied by e^{-0.3 z} and the
     phase of cos(10 y + 1) is dropped.
 
-    Works for floats and for arrays. References: the test functions fast_2D and fast_3D of the excursion package of 2018-21.
+    Works for floats and for arrays.
+
+    References:
+        The test functions fast_2D and fast_3D of the excursion package of 2018-21.
     """
     u, v = np.asarray(x["x"], dtype=float), np.asarray(x["y"], dtype=float)
     phase = 0.0 if "z" in x else 1.0
@@ -25,4 +28,4 @@ def fast_limit(x: Mapping[str, float]) -> float:
     n = xsec * np.tanh(1.3 * u - v + 1)
     # ln((1 - tanh(n - 5))/2) = -ln(1 + e^{2(n - 5)}), without cancellation
     value = 3 * (-np.logaddexp(0.0, 2 * (n - 5)) - math.log(0.05))
-    return float(value) if value.ndim == 0 else value  # type: ignore[return-value]
+    return float(value) if value.ndim == 0 else value

@@ -709,16 +709,16 @@ def problem() -> Problem:
     Limits span decades, and only the one around 1 matters: the surrogate learns tanh(log10 mu).
     """
     from ..problem import Problem, Task
-    from ..space import Parameter, ParameterSpace
+    from ..space import Constraint, Parameter, ParameterSpace
 
     space = ParameterSpace(
         (
             Parameter("m_slepton", 200, 800, unit="GeV", step=1, label=r"$m(\tilde{\ell}_{L,R})$"),
             Parameter("m_chi", 1, 500, unit="GeV", step=1, label=r"$m(\tilde{\chi}_1^0)$"),
         ),
-        ("m_slepton - m_chi > 20",),
+        (Constraint("m_slepton - m_chi > 20"),),
     )
-    return Problem(space, tuple(Task(name, 1.0, "log-tanh", weight=w) for name, w in WEIGHTS.items()))
+    return Problem(space, tuple(Task(name, (1.0,), "log-tanh", weight=w) for name, w in WEIGHTS.items()))
 
 
 def evaluator(events: int = 5000, fidelity: Fidelity = "parton") -> PyhfEvaluator:
@@ -776,7 +776,7 @@ def main(
             campaign = Campaign.create(store, "sleptons", problem(), Strategy(seed=seed))
         report = run(campaign, evaluator(events, fidelity), budget=budget, workers=workers, progress=progress)
         result = Result.of(campaign)
-        figures = {
+        figures: dict[str, dict[str, Any]] = {
             "contour": {"kind": "exclusion", "label": "excursion, Pythia 8 + pyhf", "luminosity": LUMINOSITY},
             "probability": {"kind": "probability", "task": "observed"},
         }
@@ -793,8 +793,8 @@ def summary(result: Result, folder: Path, seconds: float, new: int) -> str:
     """A few lines that say what was found, in words."""
     states = [t["state"] for t in result.trials]
     lines = [
-        f"{result.evaluations} evaluations ({new} of them now, in {seconds:.0f} s): {states.count('complete')} complete, "
-        f"{states.count('censored')} with at least one limit beyond reach, "
+        f"{result.evaluations} evaluations ({new} of them now, in {seconds:.0f} s): "
+        f"{states.count('complete')} complete, {states.count('censored')} with at least one limit beyond reach, "
         f"{states.count('failed') + states.count('invalid')} failed",
     ]
     for task in ("observed", "expected"):
@@ -802,7 +802,7 @@ def summary(result: Result, folder: Path, seconds: float, new: int) -> str:
         reach = result.contours(task, names=("m_slepton",), fixed={"m_chi": 1.0})
         edge = max((float(x) for line in reach.lines for x in line[:, 0]), default=math.nan)
         lines.append(
-            f"{task}: {100 * (1 - excluded):.1f} % of the plane excluded at 95 % CL, {100 * wrong:.2f} % expected to be "
-            f"misclassified; sleptons are excluded up to {edge:.0f} GeV for a neutralino of 1 GeV"
+            f"{task}: {100 * (1 - excluded):.1f} % of the plane excluded at 95 % CL, {100 * wrong:.2f} % expected "
+            f"to be misclassified; sleptons are excluded up to {edge:.0f} GeV for a neutralino of 1 GeV"
         )
     return "\n".join([*lines, f"figures and tables are in {folder}"])

@@ -388,10 +388,11 @@ def _negative_log_posterior(
     noise: np.ndarray,
     nuggets: np.ndarray,
 ) -> tuple[float, np.ndarray]:
-    """-ln p(y | theta) - ln p(theta) up to a constant, with the coefficients of the mean at their best; and gradient.
+    """-ln p(y | theta) - ln p(theta) up to a constant, the mean's coefficients at their best; and its gradient.
 
     In numpy with the gradient by hand: for some tens of points this is ten times faster than automatic
-    differentiation, and a campaign fits at every ask. By the envelope theorem the mean's coefficients count as constant.
+    differentiation, and a campaign fits at every ask. By the envelope theorem the mean's coefficients count as
+    constant.
 
     Args:
         theta: (log length scales, log amplitude^2, log nugget), (d + 2,).

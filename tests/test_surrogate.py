@@ -8,7 +8,9 @@ import torch
 
 from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import GaussianProcess, Observations
-from excursion.surrogate.exact import JITTERS, _negative_log_posterior, censored_sites, cholesky
+from excursion.surrogate.censored import _hazard, censored_sites
+from excursion.surrogate.evidence import Evidence, tilts
+from excursion.surrogate.linalg import JITTERS, cholesky
 from excursion.testing import SurrogateContract
 
 
@@ -42,10 +44,10 @@ KERNELS = {
 def textbook(posterior, kernel, u, z, variance, at):
     """Dense algebra from the reported hyperparameters (Rasmussen and Williams, eqs. 2.25 and 2.26)."""
     (h,) = posterior.hyperparameters
-    ell = np.array(h["lengthscales"])
+    metric = np.array(h["metric"])
 
     def k(a, b):
-        r = np.sqrt((((a[:, None] - b[None]) / ell) ** 2).sum(-1))
+        r = np.linalg.norm((a[:, None] - b[None]) @ metric.T, axis=-1)
         return h["amplitude"] ** 2 * KERNELS[kernel](r)
 
     u, z, at = u.numpy(), z.numpy(), at.numpy()
@@ -56,11 +58,12 @@ def textbook(posterior, kernel, u, z, variance, at):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_predictions_equal_dense_algebra(kernel):
+@pytest.mark.parametrize("metric", ["ard", "full"])
+def test_predictions_equal_dense_algebra(kernel, metric):
     u, at = points(15), points(9, seed=2)
     z = torch.sin(6 * u[:, 0]) * 3 + u[:, 1] + 10
     variance = torch.linspace(1e-3, 0.2, 15, dtype=torch.float64)
-    posterior = GaussianProcess(kernel=kernel).fit(Observations.exact(u, z, variance))
+    posterior = GaussianProcess(kernel=kernel, metric=metric).fit(Observations.exact(u, z, variance))
     mean, covariance = posterior.joint(at)
     expect_mean, expect_covariance = textbook(posterior, kernel, u, z, variance, at)
     assert np.allclose(mean[0], expect_mean, rtol=1e-8)
@@ -71,7 +74,7 @@ def test_hyperparameters_are_at_the_maximum_of_their_posterior():
     """Any step away from the fit lowers evidence times priors, computed here with scipy."""
     u = points(25)
     z = torch.sin(6 * u[:, 0]) + 0.3 * u[:, 1] + 0.05 * torch.sin(1e4 * u[:, 1])
-    posterior = GaussianProcess(restarts=4, max_iter=300).fit(Observations.exact(u, z))
+    posterior = GaussianProcess(metric="ard", restarts=4, max_iter=300).fit(Observations.exact(u, z))
     (h,) = posterior.hyperparameters
     sd = float((z - z.mean()).square().mean().sqrt())
     y = ((z - z.mean()) / sd).numpy()
@@ -95,18 +98,48 @@ def test_hyperparameters_are_at_the_maximum_of_their_posterior():
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("mean", ["constant", "linear"])
-def test_the_gradient_of_the_posterior_is_that_of_finite_differences(kernel, mean):
+@pytest.mark.parametrize("metric", ["ard", "full"])
+def test_the_gradient_of_the_posterior_is_that_of_finite_differences(kernel, mean, metric):
     rng = np.random.default_rng(0)
     u = rng.uniform(size=(12, 3))
-    squares = ((u[:, None] - u[None]) ** 2).transpose(2, 0, 1)
     basis = np.ones((12, 1)) if mean == "constant" else np.column_stack([np.ones(12), u - 0.5])
-    y, noise = rng.normal(size=12), rng.uniform(0, 0.1, 12)
     nuggets = (rng.uniform(size=12) < 0.7).astype(float)
-    for theta in rng.normal(-1, 0.7, (4, 5)):
-        args = (kernel, squares, basis, y, noise, nuggets)
-        _, gradient = _negative_log_posterior(theta, *args)
-        numeric = scipy.optimize.approx_fprime(theta, lambda t, a=args: _negative_log_posterior(t, *a)[0], 1e-6)
-        assert np.allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
+    evidence = Evidence(kernel, u, basis, rng.normal(size=12), rng.uniform(0, 0.1, 12), nuggets)
+    for theta in rng.normal(-1, 0.7, (4, 5 + (tilts(3) if metric == "full" else 0))):
+        numeric = scipy.optimize.approx_fprime(theta, lambda t: evidence(t)[0], 1e-6)
+        assert np.allclose(evidence(theta)[1], numeric, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tilted_metric_without_tilt_is_the_plain_one():
+    """Up to the density of the prior at zero tilt, which makes the two comparable."""
+    u = points(10, d=3).numpy()
+    evidence = Evidence("matern52", u, np.ones((10, 1)), u[:, 0], np.zeros(10), np.ones(10))
+    theta = np.array([-0.5, 0.1, 0.3, 0.2, -9.0])
+    tilted = np.concatenate([theta[:3], np.zeros(3), theta[3:]])
+    assert evidence(tilted)[0] == pytest.approx(evidence(theta)[0] + 1.5 * math.log(2 * math.pi))
+
+
+def test_a_function_of_a_difference_is_learnt_as_one():
+    """Limits depend on mass differences: the evidence finds the direction, and the error falls."""
+    u, at = points(24), points(1000, seed=9)
+
+    def f(x):
+        return torch.tanh(8 * (x[:, 0] - x[:, 1]) - 2)
+
+    error = {}
+    for metric in ("ard", "auto", "full"):
+        posterior = GaussianProcess(metric=metric).fit(Observations.exact(u, f(u)))
+        error[metric] = float((posterior.marginal(at)[0][0] - f(at)).abs().mean())
+    assert error["auto"] < 0.2 * error["ard"]
+    assert error["full"] < 0.2 * error["ard"]
+    (row, other) = np.array(posterior.hyperparameters[0]["metric"])
+    assert abs(row.sum() if abs(row[1]) > 0 else other.sum()) < 0.1 * np.abs(other).max()
+
+
+def test_the_evidence_prefers_the_simpler_metric_where_nothing_is_tilted():
+    u = points(40)
+    (h,) = GaussianProcess().fit(Observations.exact(u, torch.sin(7 * u[:, 0]) + torch.cos(3 * u[:, 1]))).hyperparameters
+    assert h["metric"][1][0] == 0
 
 
 def test_length_scales_tell_relevant_from_irrelevant_parameters():
@@ -176,6 +209,36 @@ def test_expectation_propagation_agrees_with_quadrature(side, bound):
         assert float(c[i, i]) == pytest.approx(ev, rel=0.01 if (side == 0).any() else 0.05)
 
 
+@pytest.mark.parametrize("t", [-500.0, -40.001, -39.999, -8.0, 0.0, 3.0, 38.0])
+def test_the_hazard_is_accurate_in_both_tails(t):
+    """Against mpmath-free high precision: the continued fraction of Mills' ratio, or scipy near zero."""
+    h, rest = _hazard(t)
+    if t < -5:
+        a, mills = -t, 0.0
+        for k in range(400, 0, -1):  # Mills' ratio: 1/(a + 1/(a + 2/(a + ...)))
+            mills = k / (a + mills)
+        excess = mills  # h - a
+        assert h == pytest.approx(a + excess, rel=1e-13)
+        assert rest == pytest.approx(1 - (a + excess) * excess, rel=1e-6, abs=1e-12)
+    else:
+        assert h == pytest.approx(scipy.stats.norm.pdf(t) / scipy.stats.norm.cdf(t), rel=1e-12)
+        assert rest == pytest.approx(1 - h * (t + h), rel=1e-9)
+
+
+def test_a_bound_that_contradicts_everything_else_is_still_taken_in():
+    """An infinite limit in the middle of a smooth slope: hundreds of standard deviations off, and no trouble."""
+    u = points(28)
+    f = u[:, 0] ** 2 + u[:, 1]
+    for n in range(20, 29):
+        side = torch.zeros(n, 1, dtype=torch.float64)
+        side[[5, 11]] = 1.0
+        z = f[:n, None].clone()
+        z[[5, 11]] = 3.0
+        mean, _ = GaussianProcess().fit(Observations(u[:n], z, torch.zeros_like(z), side)).marginal(u[:n])
+        assert torch.isfinite(mean).all()
+        assert mean[0, 5] > f[5] + 0.5
+
+
 def test_half_of_the_data_censored_gives_the_right_side():
     u = points(40)
     f = 4 * (u[:, 0] + u[:, 1] - 1)
@@ -226,6 +289,7 @@ def test_duplicates_with_different_values_are_noise():
     ("settings", "message"),
     [
         ({"kernel": "matern72"}, "kernel must be matern52, matern32 or rbf .* got kernel='matern72'"),
+        ({"metric": "euclid"}, "metric must be auto, ard or full, got metric='euclid'"),
         ({"mean": "zero"}, "mean constant or linear, got .*mean='zero'"),
         ({"restarts": 0}, "needs 1 <= restarts <= 4 .* got restarts=0"),
     ],

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import socket
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -25,17 +23,14 @@ import rich.table
 from .campaign import Campaign, Status
 from .data import FINISHED, INFORMATIVE, Job, Outcome, Trial
 from .errors import (
-    EvaluationError,
     ExcursionError,
-    ImpossiblePoint,
     InvalidOutcome,
-    InvalidSpec,
     InvalidStrategy,
-    MissingExtra,
     SpaceExhausted,
     TrialFinished,
 )
 from .evaluators import Evaluator
+from .evaluators.worker import evaluate, evaluate_pickled, tail
 
 #: A trial that was in flight when this many worker pools broke is recorded as failed.
 _BREAKS = 2
@@ -219,35 +214,7 @@ def _outcome(campaign: Campaign, future: Future) -> Outcome | None:
     except ExcursionError:
         raise
     except Exception as error:  # the executor's own trouble (pickling, a lost node): recorded, not lost
-        return Outcome.failed(f"{type(error).__name__}: {error}", traceback=_tail(error))
-
-
-@functools.lru_cache(maxsize=4)
-def _load(payload: bytes) -> Evaluator:
-    return cloudpickle.loads(payload)
-
-
-def evaluate_pickled(payload: bytes, job: Job) -> Outcome:
-    """`evaluate` in another process, for an evaluator that came by cloudpickle."""
-    return evaluate(_load(payload), job)
-
-
-def evaluate(evaluator: Evaluator, job: Job) -> Outcome:
-    """Evaluate one job; whatever goes wrong at this point comes back as a failure with its traceback."""
-    try:
-        return evaluator.evaluate(job)
-    except ImpossiblePoint as error:
-        return Outcome.failed(str(error), permanent=True)
-    except (InvalidSpec, MissingExtra):
-        raise  # wrong at every point: the run stops and nothing is spoilt
-    except EvaluationError as error:
-        return Outcome.failed(str(error), traceback=_tail(error))
-    except Exception as error:
-        return Outcome.failed(f"{type(error).__name__}: {error}", traceback=_tail(error))
-
-
-def _tail(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-4000:]
+        return Outcome.failed(f"{type(error).__name__}: {error}", traceback=tail(error))
 
 
 class _Pool:

@@ -1,0 +1,192 @@
+"""Hyperparameters of a Gaussian process at the maximum of their posterior, in numpy with gradients by hand.
+
+For some tens of points this is ten times faster than automatic differentiation, and a campaign fits at every ask.
+
+The metric: r^2 = sum_k v_k^2 / l_k^2 for v = (1 + W) (u - u'), W strictly lower triangular. W = 0 is the usual one
+length scale per parameter; any other metric can be written so. Limits on new physics follow mass differences more than
+masses: with a metric that may tilt, two parameters behave as one and far fewer evaluations are needed.
+
+Parameters theta: (log l, d; rows of W, m; log amplitude^2; log nugget), m = 0 or d (d - 1)/2.
+
+References:
+    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006): eqs. 5.8, 5.9; section 5.1 for metrics.
+    Hvarfner et al., ICML 2024 (arXiv:2402.02229): length-scale priors that grow with the dimension.
+    Schwarz, Ann. Stat. 6 (1978) 461: the price of a parameter is ln(n)/2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+import torch
+
+from ..errors import FitError
+from .linalg import cholesky
+
+#: (log length scale for d = 1, log amplitude^2, log nugget) where the search starts.
+STARTS = (
+    (math.log(0.4), 0.0, math.log(1e-4)),
+    (math.log(0.15), 0.0, math.log(1e-6)),
+    (math.log(1.5), 1.0, math.log(1e-6)),
+    (math.log(0.3), 0.0, math.log(1e-2)),
+)
+#: Mean and standard deviation of the normal prior on the log nugget: deterministic simulators have none, Monte Carlo
+#: limits some per cent.
+NUGGET_PRIOR = (math.log(1e-5), 4.0)
+#: Mean and standard deviation of the normal prior on the log amplitude^2 (standardised values).
+AMPLITUDE_PRIOR = (0.0, 1.5)
+#: Of the normal prior on the entries of W: a difference of two parameters with like ranges has -1.
+TILT_PRIOR = (0.0, 1.0)
+#: Precision of the normal prior on the coefficients of the mean.
+RIDGE = 1e-2
+_BOUNDS = {"scale": (math.log(5e-3), math.log(1e3)), "tilt": (-5.0, 5.0)}
+_BOUNDS |= {"amplitude": (math.log(1e-3), math.log(1e4)), "nugget": (math.log(1e-9), 0.0)}
+
+
+def lengthscale_prior(d: int) -> tuple[float, float]:
+    """Mean and standard deviation of log l; grows with sqrt(d) as distances do (Hvarfner et al. 2024, section 4)."""
+    return math.sqrt(2) + 0.5 * math.log(d), math.sqrt(3)
+
+
+def tilts(d: int) -> int:
+    """Entries of W."""
+    return d * (d - 1) // 2
+
+
+def split(theta: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Length scales (d,), 1 + W (d, d), amplitude^2 and nugget."""
+    metric = np.eye(d)
+    metric[np.tril_indices(d, -1)] = theta[d:-2] if len(theta) > d + 2 else 0.0
+    return np.exp(theta[:d]), metric, math.exp(theta[-2]), math.exp(theta[-1])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The negative log posterior of the hyperparameters, for given data.
+
+    Attributes:
+        kernel: "matern52", "matern32" or "rbf".
+        u: points, (n, d).
+        basis: of the mean, (n, b).
+        y: standardised values, (n,).
+        noise: known variances, (n,).
+        nuggets: 1 where the nugget adds to the noise, 0 where an observation stands for a censored one, (n,).
+    """
+
+    kernel: str
+    u: np.ndarray
+    basis: np.ndarray
+    y: np.ndarray
+    noise: np.ndarray
+    nuggets: np.ndarray
+
+    def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """-ln p(y | theta) - ln p(theta) up to a constant, and its gradient.
+
+        The mean's coefficients are at their best; by the envelope theorem they count as constant in the gradient.
+        """
+        n, d = self.u.shape
+        scales, mix, amplitude, nugget = split(theta, d)
+        tilted = len(theta) > d + 2
+        v = self.u @ mix.T
+        differences = (v[:, None] - v[None]).transpose(2, 0, 1)  # (d, n, n)
+        squares = differences**2
+        correlation, slope = _correlation(self.kernel, np.tensordot(scales**-2, squares, 1))
+        covariance = amplitude * correlation
+        covariance.flat[:: n + 1] += self.noise + self.nuggets * nugget
+        factor = cholesky(torch.from_numpy(covariance)).numpy()
+        precision, _ = scipy.linalg.lapack.dpotri(factor, lower=1)
+        precision = np.tril(precision) + np.tril(precision, -1).T
+        weighted = precision @ self.basis
+        beta = np.linalg.solve(self.basis.T @ weighted + RIDGE * np.eye(self.basis.shape[1]), weighted.T @ self.y)
+        residual = self.y - self.basis @ beta
+        alpha = precision @ residual
+        value = 0.5 * (residual @ alpha + RIDGE * beta @ beta) + np.log(np.diagonal(factor)).sum()
+
+        # dL/dK = (K^-1 - alpha alpha^T)/2 and dK/d(r^2) = -amplitude slope/2
+        pull = 0.5 * (precision - np.outer(alpha, alpha))
+        gradient = np.empty_like(theta)
+        push = amplitude * pull * slope
+        gradient[:d] = np.einsum("ij,kij->k", push, squares) / scales**2
+        if tilted:
+            # sum_ij push_ij (v_ki - v_kj) (u_li - u_lj), a quadratic form: no (d, d, n, n) array
+            rows = push.sum(1)
+            moment = 2 * (v.T * rows) @ self.u - 2 * v.T @ push @ self.u
+            gradient[d:-2] = -(moment / scales[:, None] ** 2)[np.tril_indices(d, -1)]
+        gradient[-2] = amplitude * np.vdot(pull, correlation)
+        gradient[-1] = nugget * (np.diagonal(pull) * self.nuggets).sum()
+
+        # Log-normal densities of length scale and amplitude^2 (with their Jacobian 1/x), normal in W and log nugget.
+        prior = [(*lengthscale_prior(d), 1.0)] * d + [(*TILT_PRIOR, 0.0)] * (len(theta) - d - 2)
+        mean, sd, jacobian = np.array([*prior, (*AMPLITUDE_PRIOR, 1.0), (*NUGGET_PRIOR, 0.0)]).T
+        t = (theta - mean) / sd
+        value += (0.5 * t * t + jacobian * theta).sum()
+        if tilted:
+            value += (len(theta) - d - 2) * 0.5 * math.log(2 * math.pi)  # so that tilted and plain can be compared
+        return float(value), gradient + t / sd + jacobian
+
+    def maximum(self, metric: str, starts: Sequence[np.ndarray], max_iter: int) -> np.ndarray:
+        """theta at the maximum of the posterior.
+
+        Args:
+            metric: "ard", "full", or "auto": full if it pays Schwarz's price for its parameters.
+            starts: where to begin, (d + 2,) or with W; the best end wins.
+            max_iter: L-BFGS iterations per start.
+
+        Raises:
+            FitError: no finite maximum.
+        """
+        n, d = self.u.shape
+        m = tilts(d)
+        plain = [np.concatenate([s[:d], s[-2:]]) for s in starts]
+        best, value = self._descend(plain, max_iter) if metric != "full" or not m else (plain[0], math.inf)
+        # Fewer data than twice the parameters cannot tell a metric.
+        if not m or metric == "ard" or (metric == "auto" and (d > 6 or n < 2 * (d + 2 + m))):
+            return best
+        slants = [0.0] if d > 2 else [0.0, -1.0, 1.0]
+        begin = [np.concatenate([best[:d], np.full(m, w), best[-2:]]) for w in slants]
+        begin += [s for s in starts if len(s) == d + 2 + m and m]
+        tilted, tilted_value = self._descend(begin, max_iter)
+        return tilted if metric == "full" or tilted_value + 0.5 * m * math.log(n) < value else best
+
+    def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
+        d = self.u.shape[1]
+        best: scipy.optimize.OptimizeResult | None = None
+        for start in starts:
+            bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * (len(start) - d - 2)
+            found = scipy.optimize.minimize(
+                self,
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[*bounds, _BOUNDS["amplitude"], _BOUNDS["nugget"]],
+                options={"maxiter": max_iter},
+            )
+            if best is None or found.fun < best.fun:
+                best = found
+        if best is None or not np.isfinite(best.fun) or not np.isfinite(best.x).all():
+            raise FitError(f"Gaussian process: the fit must end at finite hyperparameters, got {best}")
+        return best.x, float(best.fun)
+
+
+def first_guesses(d: int, count: int) -> list[np.ndarray]:
+    """The first `count` of `STARTS` in d dimensions."""
+    return [np.array([scale + 0.5 * math.log(d)] * d + rest) for scale, *rest in STARTS[:count]]
+
+
+def _correlation(name: str, r2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """k/amplitude^2 and -2 dk/d(r^2)/amplitude^2, both (n, n)."""
+    if name == "rbf":
+        k = np.exp(-0.5 * r2)
+        return k, k
+    nu = 5.0 if name == "matern52" else 3.0
+    r = np.sqrt(nu * r2)
+    decay = np.exp(-r)
+    if name == "matern52":
+        return (1 + r + r * r / 3) * decay, (5 / 3) * (1 + r) * decay
+    return (1 + r) * decay, 3 * decay

@@ -377,3 +377,33 @@ def test_seeds_differ_and_fit_pythia():
 
 def test_finished_states_are_final():
     assert set(FINISHED) == {"complete", "censored", "failed", "invalid"}
+
+
+def test_crossed_means_known_on_both_sides():
+    def crossed(*outcomes):
+        campaign = Campaign.create("memory://", "c", Problem({"x": (0, 10)}, Task("f", 1.0)))
+        for t, o in zip(campaign.add([{"x": float(i)} for i in range(len(outcomes))]), outcomes):
+            campaign.tell(t.number, o)
+        return campaign.status().crossed["f"]
+
+    assert crossed(2.0, -math.inf)
+    assert crossed(0.0, math.inf)
+    assert crossed(0.0, 2.0)
+    assert not crossed(2.0, Outcome.of(0.5, bounds={"f": "above"}))
+    assert not crossed(0.5, Outcome.of(3.0, bounds={"f": "below"}))
+    assert not crossed(0.5, 0.7)
+
+
+@pytest.mark.parametrize("settings", [{"seed": 1.5}, {"seed": None}, {"design_size": "a"}, {"design_size": 2.5}])
+def test_whole_numbers_are_whole(settings):
+    with pytest.raises(InvalidStrategy, match="must be a whole number, got"):
+        Strategy(**settings)
+
+
+def test_points_given_twice_on_a_lattice():
+    campaign = Campaign.create(
+        "memory://", "c", Problem(ParameterSpace((Parameter("n", 1, 6, step=1),)), Task(thresholds=2.5))
+    )
+    for t in campaign.add([{"n": 3.0}] * 3):
+        campaign.tell(t.number, 3.0)
+    assert len({t.x["n"] for t in campaign.ask(9)} | {3.0}) == 6

@@ -215,6 +215,7 @@ def test_a_function_that_always_fails():
         ({"constraints": ["x > 5"]}, InvalidSpace, "x > 5"),
         ({"constraints": ["z > 5"]}, InvalidSpace, "unknown z"),
         ({"threshold": math.nan}, InvalidProblem, "thresholds must be finite"),
+        ({"threshold": "12"}, InvalidProblem, "thresholds must be numbers, got),
         ({"threshold": [2.0, 1.0]}, InvalidProblem, "ascending"),
         ({"threshold": -1.0, "transform": "log"}, InvalidProblem, "needs positive thresholds"),
         ({"transform": "sqrt"}, InvalidProblem, "must be one of identity, log, asinh, log-tanh, got 'sqrt'"),
@@ -244,3 +245,91 @@ def test_the_front_page_offers_what_it_lists():
     assert set(excursion.__all__) <= set(dir(excursion))
     with pytest.raises(AttributeError, match="no attribute 'find_levelset'"):
         excursion.find_levelset  # noqa: B018
+
+
+# --- found by users
+
+
+def test_tiny_units_are_no_constant():
+    """Cross-sections in barn: 1e-13."""
+    result = find_level_set(lambda p: 1e-13 * (p["x"] - 0.3), {"x": (0, 1)}, budget=10)
+    assert result.excursion_probability([[0.2], [0.4]]).round(6).tolist() == [0.0, 1.0]
+    assert result.contours().lines[0][0, 0] == pytest.approx(0.3, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-100, 1e-30, 1e30, 1e50, 1e90, 1e300])
+def test_values_of_any_size(size):
+    result = find_level_set(lambda p: size * (p["x"] - 0.3), {"x": (0, 1)}, budget=10)
+    p = result.excursion_probability([[0.02], [0.98]])
+    assert p[0] < 0.5 < p[1]
+
+
+def test_contours_are_straight_on_the_scale_of_the_axis():
+    result = find_level_set(
+        lambda p: math.log10(p["g"]), {"g": (1e-10, 1.0, "log")}, math.log10(3e-6), budget=10, design_size=5
+    )
+    assert result.contours(n=21).lines[0][0, 0] == pytest.approx(3e-6, rel=1e-3)
+    flat = find_level_set(
+        lambda p: math.log10(p["g"]) + p["x"], {"g": (1e-6, 1.0, "log"), "x": (0, 1)}, -3.0, budget=16
+    )
+    line = flat.contours(n=31).lines[0]
+    assert np.allclose(np.log10(line[:, 0]) + line[:, 1], -3, atol=0.01)
+
+
+def test_saturated_values_have_an_infinite_spread():
+    result = find_level_set(lambda p: 10 ** (20 * (p["x"] - 0.5)), {"x": (0, 1)}, 1.0, transform="log-tanh", budget=12)
+    mean, sd = result.mean_and_sd([[0.5], [1.0]])
+    assert np.isfinite([mean[0], sd[0]]).all()
+    assert not np.isnan(sd).any()
+
+
+def test_lists_of_dicts_are_points(result):
+    points = [{"x": 0.0, "y": 0.0}, {"y": 2.0, "x": 2.0}]
+    assert (result.excursion_probability(points) == result.excursion_probability([[0, 0], [2, 2]])).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"fixed": {"y": 5.0}}, InvalidPoint, r"slice: y must lie in \[-2, 2\], got 5.0"),
+        ({"fixed": {"y": math.nan}}, InvalidPoint, "y"),
+        ({"fixed": {"y": "a"}}, InvalidPoint, "y"),
+        ({"names": ("x", "x")}, InvalidPoint, "needs one or two of the parameters"),
+        ({"n": 1}, InvalidPoint, "points per axis must be at least 2, got 1"),
+        ({"threshold": math.nan}, InvalidProblem, "thresholds must be finite"),
+        ({"threshold": "12"}, InvalidProblem, "thresholds must be numbers, got),
+    ],
+)
+def test_contours_of_nonsense(result, arguments, error, message):
+    with pytest.raises(error, match=message):
+        result.contours(**arguments)
+
+
+def test_points_in_words_are_refused(result):
+    with pytest.raises(InvalidPoint, match="must be numbers"):
+        result.excursion_probability("abc")
+
+
+def test_a_lattice_is_evaluated_to_the_last_point():
+    result = find_level_set(
+        lambda p: p["n"] - 3.5, [Parameter("n", 1, 6, step=1)], budget=100, batch=4, workers=1, design_size=3
+    )
+    assert sorted(t["n"] for t in result.trials) == [1, 2, 3, 4, 5, 6]
+
+
+def test_numpy_in_info_and_exits_in_the_function_are_taken():
+    def f(p):
+        if p["x"] > 0.9:
+            raise SystemExit(3)
+        if p["x"] < 0.1:
+            return Outcome.of(1.0, info={"what": object()})
+        return Outcome.of(p["x"], info={"yields": np.ones(2, dtype=np.float32), "n": np.int64(3)})
+
+    result = find_level_set(f, {"x": (0, 1)}, 0.5, budget=12, seed=np.int64(5))
+    for t in result.history:
+        if t.x["x"] > 0.9:
+            assert "SystemExit: 3" in t.outcome.error
+        elif t.x["x"] < 0.1:
+            assert "must be text, numbers, lists and dicts (JSON), got object" in t.outcome.error
+        else:
+            assert t.outcome.info == {"yields": [1.0, 1.0], "n": 3}

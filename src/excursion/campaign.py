@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,9 +48,13 @@ class Strategy:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("design_size", "seed"):
+            value = getattr(self, name)
+            if name == "seed" or value is not None:
+                object.__setattr__(self, name, _whole(f"strategy: {name}", value))
         if self.design_size is not None and self.design_size < 2:
             raise InvalidStrategy(f"strategy: design_size must be at least 2, got {self.design_size!r}")
-        if not 0 <= self.exploration <= 1:
+        if not isinstance(self.exploration, int | float) or not 0 <= self.exploration <= 1:
             raise InvalidStrategy(f"strategy: exploration must lie in [0, 1], got {self.exploration!r}")
         if not 0 <= self.seed < 2**31:
             raise InvalidStrategy(f"strategy: seed must lie in [0, 2^31), got {self.seed!r}")
@@ -91,6 +97,16 @@ class Strategy:
             raise InvalidStrategy(f"strategy: settings must exist and fit, got {data!r} ({error})") from error
 
 
+def _whole(where: str, value: Any) -> int:
+    """The value as an int; numpy's integers count, True does not."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InvalidStrategy(f"{where} must be a whole number, got {value!r}") from None
+
+
 def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     """The trials that hold values, as the surrogate sees them, in the order of their numbers.
 
@@ -109,8 +125,8 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
             dtype=torch.float64,
         )
         z = task.map(y)
-        # Squares of values beyond 1e100 overflow: such a value says no more than an infinite one.
-        beyond = ~(z.abs() < 1e100)
+        # Squares and their products overflow beyond this: such a value says no more than an infinite one.
+        beyond = ~(z.abs() < 1e60)
         side = torch.where(beyond & (side == 0), z.sign(), side)
         finite = torch.cat([z[~beyond], task.levels])
         slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
@@ -158,11 +174,14 @@ def _one_thread(n: int) -> Iterator[None]:
 def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int) -> list[Proposal]:
     """The next n points: a function of the history and the strategy, and of nothing else.
 
+    Fewer than n if a quantised space has fewer left.
+
     Raises:
-        SpaceExhausted: a quantised space has no n points left.
+        SpaceExhausted: a quantised space has no point left.
         FitError: the surrogate could not be fitted.
     """
     space, k = problem.space, len(trials)
+    n = _left(space, trials, n)
     known = sum(t.state in INFORMATIVE for t in trials)
     basis = sum(t.state in FINISHED for t in trials)
     taken = space.to_unit(space.tensor([t.x for t in trials]))
@@ -205,14 +224,40 @@ def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: in
     ]
 
 
+def _left(space: ParameterSpace, trials: Sequence[Trial], n: int) -> int:
+    """n, or what is left of a small lattice if that is less."""
+    if not all(p.step is not None for p in space.parameters):
+        return n
+    if math.prod(1 + (p.upper - p.lower) / (p.step or 1) for p in space.parameters) > 10_000 + 100 * (len(trials) + n):
+        return n  # far from used up
+    lattice = space.lattice()
+    if lattice is None or len(lattice) >= len(trials) + n:
+        return n
+    taken = space.snap(space.to_unit(space.tensor([t.x for t in trials])))
+    left = int((torch.cdist(lattice, taken, p=float("inf")).amin(1) > 1e-9).sum()) if len(taken) else len(lattice)
+    if left == 0:
+        raise SpaceExhausted(
+            f"campaign: needs a point that has not been asked, got none: all {len(lattice)} allowed points have been. "
+            "Use a finer step or stop here"
+        )
+    return min(n, left)
+
+
 def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor:
     """The next n points of the design that have not been asked."""
-    k = len(taken)
-    u = space.sample(k, n, seed) if not _stepped(space) else space.sample(0, k + n, seed, distinct=True)
-    if _stepped(space) and k:
-        free = torch.cdist(u, taken, p=float("inf")).amin(1) > 1e-9
-        u = u[free][:n]
-    return u
+    if not _stepped(space):
+        return space.sample(len(taken), n, seed)
+    known = torch.unique(space.snap(taken), dim=0)
+    lattice = space.lattice()
+    size = len(known) + n if lattice is None else min(len(known) + n, len(lattice))
+    u = space.sample(0, size, seed, distinct=True)
+    u = u[torch.cdist(u, taken, p=float("inf")).amin(1) > 1e-9] if len(taken) else u
+    if len(u) < n:
+        raise SpaceExhausted(
+            f"campaign: needs {n} points that have not been asked, got {len(u)} of {size} allowed. "
+            "Use a finer step or stop here"
+        )
+    return u[:n]
 
 
 def _farthest(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor:
@@ -368,9 +413,9 @@ class Campaign:
 
         Raises:
             InvalidPoint: n is not positive.
-            SpaceExhausted: a quantised space has no points left.
+            SpaceExhausted: a quantised space has no point left; one with fewer than n gives what it has.
         """
-        if n < 1:
+        if (n := _whole("ask: the number of points", n)) < 1:
             raise InvalidPoint(f"ask: the number of points must be at least 1, got {n!r}")
         while True:
             trials = self.trials
@@ -439,8 +484,10 @@ class Campaign:
         data = observations(self.problem, trials)
         crossed = {}
         for i, task in enumerate(self.problem.tasks):
-            above = data.z[:, i : i + 1] >= task.levels
-            crossed[task.name] = bool((above.any(0) & (~above).any(0)).all())
+            z, side = data.z[:, i : i + 1], data.side[:, i : i + 1]
+            above = (z >= task.levels) & (side >= 0)
+            below = ((z < task.levels) & (side <= 0)) | ((z <= task.levels) & (side < 0))
+            crossed[task.name] = bool((above.any(0) & below.any(0)).all())
         enough = len(data) >= max(2, self.strategy.design(self.problem.space.dim))
         with _one_thread(len(data)):
             left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}

@@ -43,6 +43,8 @@ class Slice:
         x: all points in physical units, (n, d) over all parameters; the first name varies slowest.
         allowed: whether each point is, (n,).
         fixed: the values of the others.
+        space: the whole space.
+        base: where the others are held, in the unit cube, (d,).
     """
 
     names: tuple[str, ...]
@@ -50,6 +52,8 @@ class Slice:
     x: torch.Tensor
     allowed: torch.Tensor
     fixed: Mapping[str, float]
+    space: ParameterSpace
+    base: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,33 +82,39 @@ class Slice:
         fixed = dict(fixed or {})
         names = tuple(names) if names is not None else tuple(p for p in space.names if p not in fixed)
         unknown = sorted((set(names) | set(fixed)) - set(space.names))
-        if unknown or not 1 <= len(names) <= 2 or set(names) & set(fixed):
+        if unknown or not 1 <= len(names) <= 2 or len(set(names)) < len(names) or set(names) & set(fixed):
             raise InvalidPoint(
                 f"slice: needs one or two of the parameters {list(space.names)} to vary and the others fixed, got "
                 f"varying {list(names)}, fixed {fixed}. Fix others by fixed={{name: value}}"
             )
-        u = space.to_unit(
-            torch.tensor([[fixed.get(p, 1.0) for p in space.names]], dtype=torch.float64).clamp_min(-1e300)
-        )[0]
-        ticks = torch.linspace(0, 1, n, dtype=torch.float64)
-        columns = [space.names.index(p) for p in names]
+        if not isinstance(n, int) or n < 2:
+            raise InvalidPoint(f"slice: the points per axis must be at least 2, got {n!r}")
+        middle = space.point(space.from_unit(torch.full((1, space.dim), 0.5, dtype=torch.float64))[0])
+        given = space.tensor([middle | fixed], where="slice")[0]
+        for value, p in zip(given.tolist(), space.parameters):
+            if not p.lower <= value <= p.upper:
+                raise InvalidPoint(
+                    f"slice: {p.name} must lie in [{p.lower:g}, {p.upper:g}], got {value!r}. Fix it inside"
+                )
+        base, ticks = space.to_unit(given), torch.linspace(0, 1, n, dtype=torch.float64)
         mesh = torch.stack(torch.meshgrid(*[ticks] * len(names), indexing="ij"), -1).reshape(-1, len(names))
-        full = torch.where(torch.tensor([p in fixed for p in space.names]), u, 0.5).repeat(len(mesh), 1)
-        full[:, columns] = mesh
-        # Not snapped: a picture is drawn between the steps too.
-        x = space.from_unit(full)
-        axes = tuple(np.unique(x[:, c].numpy()) for c in columns)
-        if any(len(a) != n for a in axes):  # rounding at the ends
-            axes = tuple(
-                x.reshape(*[n] * len(names), space.dim)[_along(i, len(names))][:, c].numpy()
-                for i, c in enumerate(columns)
-            )
-        held = {p: float(x[0, i]) for i, p in enumerate(space.names) if p not in names}
-        return cls(names, axes, x, space.allowed(x), held)
+        x = _place(space, base, names, mesh)
+        columns = [space.names.index(p) for p in names]
+        axes = tuple(_place(space, base, names, ticks[:, None].repeat(1, len(names)))[:, c].numpy() for c in columns)
+        held = {p: float(given[i]) for i, p in enumerate(space.names) if p not in names}
+        return cls(names, axes, x, space.allowed(x), held, space, base)
+
+    def physical(self, u: np.ndarray) -> np.ndarray:
+        """Values (k, 1 or 2) of the varying parameters at points of the unit square, exact on each scale."""
+        x = _place(self.space, self.base, self.names, torch.from_numpy(np.ascontiguousarray(u)))
+        return x[:, [self.space.names.index(p) for p in self.names]].numpy()
 
 
-def _along(axis: int, d: int) -> tuple:
-    return tuple(slice(None) if i == axis else 0 for i in range(d))
+def _place(space: ParameterSpace, base: torch.Tensor, names: tuple[str, ...], u: torch.Tensor) -> torch.Tensor:
+    """Physical points (k, d): ``names`` at u (k, 1 or 2), the others at ``base``; not snapped, lines run between."""
+    full = base.repeat(len(u), 1)
+    full[:, [space.names.index(p) for p in names]] = u
+    return space.from_unit(full)
 
 
 def trace(grid: Slice, values: np.ndarray, level: float, task: str = "f", threshold: float | None = None) -> Contour:
@@ -118,16 +128,15 @@ def trace(grid: Slice, values: np.ndarray, level: float, task: str = "f", thresh
     """
     threshold = level if threshold is None else threshold
     masked = np.where(grid.allowed.numpy(), values, np.nan).reshape(grid.shape)
+    ticks = [np.linspace(0, 1, k) for k in grid.shape]
     if len(grid.names) == 1:
-        y, x = masked - level, grid.axes[0]
+        y, u = masked - level, ticks[0]
         cross = np.flatnonzero((y[:-1] < 0) != (y[1:] < 0))
         cross = cross[np.isfinite(y[cross]) & np.isfinite(y[cross + 1])]
         step = y[cross] / (y[cross] - y[cross + 1])
-        points = x[cross] + step * (x[cross + 1] - x[cross])
-        lines: tuple[np.ndarray, ...] = (points[:, None],) if len(points) else ()
+        points = u[cross] + step * (u[cross + 1] - u[cross])
+        found = [points[:, None]] if len(points) else []
     else:
-        generator = contourpy.contour_generator(
-            grid.axes[0], grid.axes[1], np.ma.masked_invalid(masked.T), corner_mask=True
-        )
-        lines = tuple(np.asarray(line) for line in generator.lines(level) if len(line) > 1)
-    return Contour(task, threshold, grid.names, grid.fixed, lines)
+        generator = contourpy.contour_generator(ticks[0], ticks[1], np.ma.masked_invalid(masked.T), corner_mask=True)
+        found = [np.asarray(line) for line in generator.lines(level) if len(line) > 1]
+    return Contour(task, threshold, grid.names, grid.fixed, tuple(grid.physical(line) for line in found))

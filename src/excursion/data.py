@@ -53,8 +53,10 @@ class Outcome:
         values, bounds = {}, dict(self.bounds)
         for task, value in self.values.items():
             try:
+                if isinstance(value, str | bool):
+                    raise TypeError
                 values[task] = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise InvalidOutcome(
                     f"outcome of task {task!r}: the value must be a number, got {value!r}. Return a float"
                 ) from None
@@ -66,7 +68,7 @@ class Outcome:
             if math.isinf(values[task]):
                 bounds.setdefault(task, "above" if values[task] > 0 else "below")
         for task, variance in self.variances.items():
-            if task not in values or not (math.isfinite(variance) and variance >= 0):
+            if task not in values or not _is_variance(variance):
                 raise InvalidOutcome(
                     f"outcome of task {task!r}: a variance must be finite, not negative and belong to a value, "
                     f"got {variance!r}. Leave it out if it is unknown"
@@ -79,6 +81,7 @@ class Outcome:
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "variances", {k: float(v) for k, v in self.variances.items()})
         object.__setattr__(self, "bounds", bounds)
+        object.__setattr__(self, "info", _plain(self.info, "info"))
 
     @classmethod
     def of(cls, values: float | Mapping[str, float], **more: Any) -> Outcome:
@@ -96,6 +99,31 @@ class Outcome:
         if self.error is not None:
             return "invalid" if self.permanent else "failed"
         return "censored" if self.bounds else "complete"
+
+
+def _plain(value: Any, where: str) -> Any:
+    """JSON-compatible data; numpy's numbers and arrays become Python's."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, where) for v in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), where)
+    if isinstance(value, str | int | float):  # subclasses: enumerations and the like
+        return value
+    raise InvalidOutcome(
+        f"outcome, {where}: must be text, numbers, lists and dicts (JSON), got {type(value).__name__} {value!r}. "
+        "Convert it, or leave it out"
+    )
+
+
+def _is_variance(value: Any) -> bool:
+    try:
+        return math.isfinite(value) and value >= 0
+    except (TypeError, OverflowError):
+        return False
 
 
 @dataclass(frozen=True)

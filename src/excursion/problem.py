@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,11 +120,13 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise InvalidProblem(f"task: the name must be a non-empty string, got {self.name!r}")
-        given = self.thresholds if isinstance(self.thresholds, Iterable) else (self.thresholds,)
         try:
-            thresholds = tuple(float(t) for t in given)
-        except (TypeError, ValueError):
-            raise InvalidProblem(f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}") from None
+            given = np.atleast_1d(np.asarray(self.thresholds))
+        except ValueError:  # ragged
+            given = np.array("")
+        if (given.dtype.kind not in "iuf" and given.size) or given.ndim > 1:
+            raise InvalidProblem(f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}")
+        thresholds = tuple(float(t) for t in given)
         ascending = all(a < b for a, b in itertools.pairwise(thresholds))
         if not thresholds or not all(map(math.isfinite, thresholds)) or not ascending:
             raise InvalidProblem(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,16 @@ class Result:
     def _unit(self, x: Any) -> torch.Tensor:
         space = self.problem.space
         if isinstance(x, Mapping):
-            return space.to_unit(space.tensor([x]))
-        points = torch.as_tensor(np.asarray(x, dtype=float), dtype=torch.float64)
+            x = [x]
+        if isinstance(x, Sequence) and len(x) and all(isinstance(p, Mapping) for p in x):
+            return space.to_unit(space.tensor(x))
+        try:
+            points = torch.as_tensor(np.asarray(x, dtype=float), dtype=torch.float64)
+        except (TypeError, ValueError):
+            raise InvalidPoint(
+                f"result: points must be numbers of shape (n, {space.dim}) or dicts, got {x!r}. "
+                f"The columns are {list(space.names)}"
+            ) from None
         if points.ndim == 1 and len(points) == space.dim and space.dim > 1:
             points = points[None]
         if points.ndim == 1 and space.dim == 1:
@@ -79,7 +87,7 @@ class Result:
         """P(f >= threshold) at points in physical units.
 
         Args:
-            x: shape (n, d), columns in the order of the space's names; one point may be a dict.
+            x: shape (n, d), columns in the order of the space's names; or a dict or a list of dicts.
             task: which output; the first by default.
             threshold: in the task's units; its first threshold by default.
 
@@ -87,7 +95,7 @@ class Result:
             Shape (n,), between 0 and 1. Points forbidden by a constraint get NaN: nothing is known there.
         """
         i, chosen = self._index(task)
-        level = chosen.thresholds[0] if threshold is None else float(threshold)
+        level = _level(chosen, threshold)
         u = self._unit(x)
         mean, variance = self.posterior.marginal(u)
         z = chosen.map(torch.tensor(level, dtype=torch.float64))
@@ -113,11 +121,9 @@ class Result:
         mean, variance = (m[i] for m in self.posterior.marginal(u))
         sd = variance.sqrt()
         middle, low, high = (chosen.map.inverse(mean + k * sd) for k in (0, -1, 1))
+        half = torch.where(high.isinf(), math.inf, (high - low) / 2)  # also where all three saturate
         allowed = self.problem.space.allowed_unit(u)
-        return (
-            torch.where(allowed, middle, math.nan).numpy(),
-            torch.where(allowed, (high - low) / 2, math.nan).numpy(),
-        )
+        return torch.where(allowed, middle, math.nan).numpy(), torch.where(allowed, half, math.nan).numpy()
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -152,7 +158,7 @@ class Result:
             InvalidPoint: more than two parameters vary.
         """
         i, chosen = self._index(task)
-        level = chosen.thresholds[0] if threshold is None else float(threshold)
+        level = _level(chosen, threshold)
         grid = Slice.of(self.problem.space, tuple(names) if names is not None else None, fixed, n)
         mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.to_unit(grid.x)))
         z = chosen.map(torch.tensor(level, dtype=torch.float64))
@@ -180,10 +186,15 @@ class Result:
     def volume_fraction(self, task: str | None = None, threshold: float | None = None) -> tuple[float, float]:
         """Fraction of the allowed volume with f >= threshold, and the fraction expected to be misclassified."""
         i, chosen = self._index(task)
-        level = chosen.thresholds[0] if threshold is None else float(threshold)
+        level = _level(chosen, threshold)
         mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.sample(0, 8192, 2**31 - 1)))
         p = levelset.excursion_probability(mean, variance, chosen.map(torch.tensor(level, dtype=torch.float64)))
         return float(p.mean()), float(levelset.misclassification(p).mean())
+
+
+def _level(task: Task, threshold: float | None) -> float:
+    """The threshold that is meant, checked as one of the task's own would be."""
+    return task.thresholds[0] if threshold is None else replace(task, thresholds=(threshold,)).thresholds[0]
 
 
 def table(problem: Problem, trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -270,8 +281,6 @@ def find_level_set(
         >>> bool(result.excursion_probability([[0.0, 0.0]])[0] < 0.01)
         True
     """
-    from dataclasses import replace
-
     thresholds = threshold if isinstance(threshold, Mapping) else {"f": threshold}
     tasks = tuple(Task(t, v, transform) for t, v in thresholds.items())  # type: ignore[arg-type]
     problem = Problem(ParameterSpace.of(space, constraints), tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import os
 import socket
 import sys
@@ -162,14 +163,18 @@ def run(
 
 def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | None, goal: float | None) -> None:
     where = f"run of campaign {campaign.name!r}"
-    if not (isinstance(budget, int) and budget >= 1):
+    if not _positive(budget):
         raise InvalidStrategy(f"{where}: the budget must be a positive number of evaluations, got {budget!r}")
-    if not (isinstance(batch, int) and batch >= 1):
+    if not _positive(batch):
         raise InvalidStrategy(f"{where}: the batch must be a positive number of points, got {batch!r}")
-    if workers is not None and not (isinstance(workers, int) and workers >= 1):
+    if workers is not None and not _positive(workers):
         raise InvalidStrategy(f"{where}: the number of workers must be positive, got {workers!r}")
-    if goal is not None and not 0 < goal < 0.5:
+    if goal is not None and not (isinstance(goal, float | int) and 0 < goal < 0.5):
         raise InvalidStrategy(f"{where}: the goal is a fraction of the volume between 0 and 0.5, got {goal!r}")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _reached(campaign: Campaign, trials: list[Trial], goal: float) -> bool:

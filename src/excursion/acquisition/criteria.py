@@ -52,8 +52,9 @@ class Prospect:
 
     def remaining(self, task: int) -> Tensor:
         """r = s+^2/s^2, the part of the variance that is left at (m) after a look at (c): shape (m, c), in [0, 1]."""
-        seen = (self.variance[task] + self.noise[task])[None, :] * self.at_variance[task][:, None]
-        return (1 - self.cross[task] ** 2 / seen).clamp(0.0, 1.0)
+        # Standard deviations first: products of variances underflow in small units.
+        at, seen = self.at_variance[task].sqrt(), (self.variance[task] + self.noise[task]).sqrt()
+        return (1 - (self.cross[task] / at[:, None] / seen).square()).clamp(0.0, 1.0)
 
 
 class Acquisition(ABC):

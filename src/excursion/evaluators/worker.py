@@ -32,7 +32,7 @@ def evaluate(evaluator: Evaluator, job: Job) -> Outcome:
         raise  # wrong at every point: the run stops and nothing is spoilt
     except EvaluationError as error:
         return Outcome.failed(str(error), traceback=tail(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome.failed(f"{type(error).__name__}: {error}", traceback=tail(error))
 
 

@@ -209,9 +209,11 @@ class GaussianProcess(Surrogate):
 
     def _fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor) -> Posterior:
         shift = z.mean()
-        scale = (z - shift).square().mean().sqrt()
-        if not scale > 1e-12 * (1 + shift.abs()):
-            scale = torch.ones_like(shift)  # constant so far: nothing to standardise by
+        spread = (z - shift).abs().max()
+        if spread > 1e-12 * shift.abs():
+            scale = spread * ((z - shift) / spread).square().mean().sqrt()  # squares of tiny numbers underflow
+        else:  # constant so far: nothing to standardise by but its own size
+            scale = shift.abs() if shift != 0 else torch.ones_like(shift)
         y, known = (z - shift) / scale, variance / scale**2
         values, noise = y, known  # of the Gaussian observations that are fitted: sites where censored
         sites = torch.zeros_like(y)

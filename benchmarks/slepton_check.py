@@ -35,7 +35,9 @@ def read_grid() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def wrong(result: Result) -> dict[str, float]:
     """Task -> fraction of the grid points on the wrong side."""
     x, limits = read_grid()
-    return {task: float(((result.excursion_probability(x, task) > 0.5) != (mu >= 1)).mean()) for task, mu in limits.items()}
+    return {
+        task: float(((result.excursion_probability(x, task) > 0.5) != (mu >= 1)).mean()) for task, mu in limits.items()
+    }
 
 
 def main() -> None:

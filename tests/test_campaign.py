@@ -17,6 +17,7 @@ from excursion.errors import (
     InvalidPoint,
     InvalidProblem,
     InvalidStrategy,
+    SchemaMismatch,
     SpaceExhausted,
     StoreError,
     TrialFinished,
@@ -407,3 +408,23 @@ def test_points_given_twice_on_a_lattice():
     for t in campaign.add([{"n": 3.0}] * 3):
         campaign.tell(t.number, 3.0)
     assert len({t.x["n"] for t in campaign.ask(9)} | {3.0}) == 6
+
+
+def test_a_description_of_another_version_is_refused():
+    store = MemoryStore()
+    Campaign.create(store, "c", PROBLEM, STRATEGY)
+    store.create("d", store.spec("c") | {"version": 99})
+    with pytest.raises(SchemaMismatch, match="must be of version 1, got 99"):
+        Campaign.open(store, "d")
+
+
+def test_a_problem_given_to_open_must_be_the_stored_one():
+    constraint = lambda p: p["x"] < 0.5  # noqa: E731
+    store = MemoryStore()
+    Campaign.create(store, "c", Problem(ParameterSpace.of({"x": (0, 1)}, [constraint]), Task(thresholds=0.2)))
+    for other in (
+        Problem(ParameterSpace.of({"x": (0, 100)}, [constraint]), Task(thresholds=0.2)),
+        Problem(ParameterSpace.of({"x": (0, 1)}, [constraint]), Task(thresholds=5)),
+    ):
+        with pytest.raises(InvalidProblem, match="is in the store with another problem"):
+            Campaign.open(store, "c", other)

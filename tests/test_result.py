@@ -177,7 +177,7 @@ def test_a_search_in_a_file_goes_on(tmp_path):
     find_level_set(f, SQUARE, 1.0, budget=8, store=url)
     result = find_level_set(f, SQUARE, 1.0, budget=12, store=url)
     assert len(calls) == result.evaluations == 12
-    with pytest.raises(InvalidProblem, match="in the store already with another problem"):
+    with pytest.raises(InvalidProblem, match="is in the store with another problem"):
         find_level_set(f, SQUARE, 2.0, budget=12, store=url)
     assert len(calls) == 12
 
@@ -215,7 +215,7 @@ def test_a_function_that_always_fails():
         ({"constraints": ["x > 5"]}, InvalidSpace, "x > 5"),
         ({"constraints": ["z > 5"]}, InvalidSpace, "unknown z"),
         ({"threshold": math.nan}, InvalidProblem, "thresholds must be finite"),
-        ({"threshold": "12"}, InvalidProblem, "thresholds must be numbers, got),
+        ({"threshold": "12"}, InvalidProblem, "thresholds must be numbers, got"),
         ({"threshold": [2.0, 1.0]}, InvalidProblem, "ascending"),
         ({"threshold": -1.0, "transform": "log"}, InvalidProblem, "needs positive thresholds"),
         ({"transform": "sqrt"}, InvalidProblem, "must be one of identity, log, asinh, log-tanh, got 'sqrt'"),
@@ -297,7 +297,7 @@ def test_lists_of_dicts_are_points(result):
         ({"names": ("x", "x")}, InvalidPoint, "needs one or two of the parameters"),
         ({"n": 1}, InvalidPoint, "points per axis must be at least 2, got 1"),
         ({"threshold": math.nan}, InvalidProblem, "thresholds must be finite"),
-        ({"threshold": "12"}, InvalidProblem, "thresholds must be numbers, got),
+        ({"threshold": "12"}, InvalidProblem, "thresholds must be numbers, got"),
     ],
 )
 def test_contours_of_nonsense(result, arguments, error, message):
@@ -333,3 +333,10 @@ def test_numpy_in_info_and_exits_in_the_function_are_taken():
             assert "must be text, numbers, lists and dicts (JSON), got object" in t.outcome.error
         else:
             assert t.outcome.info == {"yields": [1.0, 1.0], "n": 3}
+
+
+def test_a_search_in_a_file_keeps_its_strategy(tmp_path):
+    url = str(tmp_path / "scan.db")
+    find_level_set(disc, SQUARE, 1.0, budget=3, store=url, seed=1)
+    with pytest.raises(InvalidStrategy, match="in the store already with another strategy"):
+        find_level_set(disc, SQUARE, 1.0, budget=4, store=url, seed=2)

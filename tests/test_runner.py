@@ -315,3 +315,13 @@ def test_ctrl_c_queues_what_was_in_flight(tmp_path):
         trials = Campaign.open(store, "c").trials
     assert trials
     assert {t.state for t in trials} <= {"complete", "queued"}
+
+
+def test_a_dead_executor_is_an_error_that_loses_nothing():
+    c = campaign()
+    executor = ThreadPoolExecutor(2)
+    executor.shutdown()
+    with pytest.raises(InvalidStrategy, match="the executor must take work, got RuntimeError"):
+        run(c, Function(plane), budget=4, executor=executor, progress=False)
+    assert {t.state for t in c.trials} == {"queued"}
+    assert run(c, Function(plane), budget=4, progress=False).evaluations == 4

@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,15 @@ from . import levelset
 from .acquisition import SUR, Acquisition, Search, Sobol, Target, acquisition_from_json, select
 from .acquisition.criteria import acquisition_to_json
 from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
-from .errors import InvalidPoint, InvalidProblem, InvalidStrategy, SpaceExhausted, StaleHistory, UnknownCampaign
+from .errors import (
+    InvalidPoint,
+    InvalidProblem,
+    InvalidStrategy,
+    SchemaMismatch,
+    SpaceExhausted,
+    StaleHistory,
+    UnknownCampaign,
+)
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
@@ -360,7 +368,8 @@ class Campaign:
         store = url if isinstance(url, Store) else open_store(url)
         spec = {
             "version": SPEC_VERSION,
-            "problem": None if problem.space.has_callables else problem.to_json(),
+            "problem": _storable(problem).to_json(),
+            "callables": problem.space.has_callables,
             "strategy": strategy.to_json(),
             "extra": dict(extra or {}),
         }
@@ -381,6 +390,7 @@ class Campaign:
         Raises:
             UnknownCampaign: no such campaign; the known ones are listed.
             InvalidProblem: the problem must be given.
+            SchemaMismatch: it was written by another version of this package.
         """
         store = url if isinstance(url, Store) else open_store(url, create=False)
         names = store.names()
@@ -389,13 +399,24 @@ class Campaign:
                 raise UnknownCampaign(f"store: which campaign is meant must be clear, got {names}. Give its name")
             name = names[0]
         spec = store.spec(name)
+        if spec.get("version") != SPEC_VERSION:
+            raise SchemaMismatch(
+                f"campaign {name!r}: its description must be of version {SPEC_VERSION}, got {spec.get('version')!r}. "
+                "Open it with the excursion that wrote it; the store has not been changed"
+            )
+        stored = Problem.from_json(spec["problem"])
         if problem is None:
-            if spec["problem"] is None:
+            if spec["callables"]:
                 raise InvalidProblem(
                     f"campaign {name!r}: its constraints are Python functions, which are not stored, got no problem. "
                     "Open it with problem=..., or use expressions as constraints"
                 )
-            problem = Problem.from_json(spec["problem"])
+            problem = stored
+        elif _storable(problem) != stored:
+            raise InvalidProblem(
+                f"campaign {name!r}: is in the store with another problem, got {problem}, there {stored}. "
+                "Give another name or the same problem"
+            )
         return cls(store, name, problem, Strategy.from_json(spec["strategy"]))
 
     @property
@@ -492,6 +513,15 @@ class Campaign:
         with _one_thread(len(data)):
             left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}
         return Status(self.name, counts, left, crossed)
+
+
+def _storable(problem: Problem) -> Problem:
+    """The problem without the constraints that are Python functions."""
+    space = problem.space
+    if not space.has_callables:
+        return problem
+    kept = tuple(c for c in space.constraints if isinstance(c.expression, str))
+    return replace(problem, space=ParameterSpace(space.parameters, kept))
 
 
 def evaluation_seed(seed: int, number: int) -> int:

@@ -15,7 +15,7 @@ from . import levelset
 from .campaign import Campaign, Strategy, observations
 from .contours import Contour, Slice, trace
 from .data import Outcome, Trial
-from .errors import FitError, InvalidPoint, InvalidProblem
+from .errors import FitError, InvalidPoint, InvalidStrategy
 from .evaluators.python import Function
 from .problem import Problem, Task
 from .runner import run
@@ -309,10 +309,10 @@ def _create_or_open(store: Store | str, name: str, problem: Problem, strategy: S
     opened = store if isinstance(store, Store) else open_store(store)
     if name not in opened.names():
         return Campaign.create(opened, name, problem, strategy)
-    campaign = Campaign.open(opened, name, problem if problem.space.has_callables else None)
-    if campaign.problem != problem:
-        raise InvalidProblem(
-            f"campaign {name!r}: is in the store already with another problem, got {campaign.problem}. "
-            "Give another name or the same problem"
+    campaign = Campaign.open(opened, name, problem)
+    if campaign.strategy != strategy:
+        raise InvalidStrategy(
+            f"campaign {name!r}: is in the store already with another strategy (seed, design_size, ...), got "
+            f"{strategy}, there {campaign.strategy}. Give another name or the same strategy"
         )
     return campaign

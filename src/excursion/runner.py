@@ -47,6 +47,7 @@ class Report:
         failed: those of them without values.
         seconds: wall time of this run.
         status: of the campaign afterwards.
+        last_error: why the last failed trial of this run has no values; empty if none failed.
     """
 
     reason: str
@@ -54,6 +55,7 @@ class Report:
     failed: int
     seconds: float
     status: Status
+    last_error: str = ""
 
 
 def run(
@@ -98,7 +100,7 @@ def run(
     store, name, owner = campaign.store, campaign.name, _owner()
     _release_dead(campaign)
     started, evaluations, failed = time.monotonic(), 0, 0
-    below, exhausted, reason = 0, False, ""
+    below, exhausted, reason, last_error = 0, False, "", ""
     breaks: dict[int, int] = {}
 
     with contextlib.ExitStack() as stack:
@@ -151,14 +153,15 @@ def run(
                     with contextlib.suppress(TrialFinished):
                         state = store.finish(name, trial.number, outcome).state
                         evaluations += 1
-                        failed += state not in INFORMATIVE
+                        if state not in INFORMATIVE:
+                            failed, last_error = failed + 1, outcome.error or ""
         finally:
             # Whatever is still in flight (Ctrl-C, an error) is queued again: a later run takes it up.
             for future in running:
                 future.cancel()
             if store.release(name, owner=owner):
                 pool.kill()
-    return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, campaign.status())
+    return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, campaign.status(), last_error)
 
 
 def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | None, goal: float | None) -> None:
@@ -233,7 +236,13 @@ class _Pool:
     def submit(self, job: Job) -> Future:
         """Start one evaluation; with a single worker do it here and now."""
         if not self._inline:
-            return self._executor().submit(evaluate_pickled, self._payload, job)
+            try:
+                return self._executor().submit(evaluate_pickled, self._payload, job)
+            except (BrokenExecutor, RuntimeError) as error:
+                raise InvalidStrategy(
+                    f"run: the executor must take work, got {type(error).__name__}: {error}. "
+                    "Nothing is lost: run again with a new executor"
+                ) from error
         future: Future = Future()
         try:
             future.set_result(evaluate(self._evaluator, job))

@@ -474,6 +474,15 @@ _event = sa.Table(
 
 
 def _from_row(row: Any) -> Trial:
+    try:
+        return _trial_of(row)
+    except ValueError as error:
+        raise StoreError(
+            f"trial {row.number}: its row must hold JSON, got {error}. The file is damaged: restore it from a backup"
+        ) from error
+
+
+def _trial_of(row: Any) -> Trial:
     return Trial(
         number=row.number,
         x=json.loads(row.x),

@@ -28,7 +28,7 @@ from .. import levelset
 from ..campaign import observations, uncertainty
 from ..contours import Slice, trace
 from ..data import INFORMATIVE
-from ..errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
+from ..errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, StoreError
 from ..problem import Task
 from ..result import Result
 from ..surrogate import GaussianProcess, Surrogate
@@ -76,8 +76,12 @@ def plot(
         kind = "band" if result.problem.space.dim == 1 else flat if result.problem.space.dim == 2 else "slices"
     axes = _DRAW[kind](result, **settings)
     if path is not None:
-        with draw.style(style):
-            draw.figure_of(axes[0, 0] if isinstance(axes, np.ndarray) else axes).savefig(path, dpi=dpi)
+        figure = draw.figure_of(axes[0, 0] if isinstance(axes, np.ndarray) else axes)
+        try:
+            with draw.style(style):
+                figure.savefig(path, dpi=dpi)
+        except OSError as error:
+            raise StoreError(f"plot: {path} must be writable, got {error.strerror}. Choose another file") from error
     return axes
 
 

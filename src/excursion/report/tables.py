@@ -207,9 +207,10 @@ def ended(report: Report, store: str) -> str:
         "exhausted": "no point is left in the quantised space",
     }[report.reason]
     left = ", ".join(f"{task} {100 * value:.2f} %" for task, value in report.status.uncertainty.items())
+    last = f" (the last one: {' '.join(report.last_error.split())[:300]})" if report.last_error else ""
     return (
         f"{report.status.name}: {why}; {report.evaluations} evaluations in {report.seconds:.1f} s, "
-        f"{report.failed} failed, {report.status.finished} finished in all; "
+        f"{report.failed} failed{last}, {report.status.finished} finished in all; "
         f"expected misclassified: {left or 'not known before the design is complete'}; store {store}"
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 
-__all__ = ["GaussianProcess", "Observations", "Posterior", "Surrogate"]
+__all__ = ["GaussianProcess", "KernelSearch", "Observations", "Posterior", "Surrogate", "search_kernel"]
 
 
 @dataclass(frozen=True)
@@ -108,3 +108,4 @@ class Surrogate(ABC):
 
 
 from .exact import GaussianProcess  # noqa: E402  (the abstractions above come first)
+from .search import KernelSearch, search_kernel  # noqa: E402

@@ -23,13 +23,13 @@ def normal_average(g, order=4001):
 @given(h=st.floats(-40, 40), a=st.floats(0, 1e12))
 def test_owen_t_agrees_with_scipy(h, a):
     ours = levelset.owen_t(torch.tensor(h, dtype=torch.float64), torch.tensor(a, dtype=torch.float64))
-    assert float(ours) == pytest.approx(scipy.special.owens_t(h, a), abs=1e-14, rel=1e-9)
+    assert float(ours) == pytest.approx(scipy.special.owens_t(h, a), abs=1e-11, rel=1e-12)
 
 
 def test_owen_t_at_infinity_and_zero():
     h = U[:, None]
     ours = levelset.owen_t(h, torch.tensor([math.inf, 0.0], dtype=torch.float64))
-    assert torch.allclose(ours[:, 0], 0.5 * torch.special.ndtr(-h[:, 0].abs()), atol=1e-15)
+    assert torch.allclose(ours[:, 0], 0.5 * torch.special.ndtr(-h[:, 0].abs()), atol=1e-11)
     assert (ours[:, 1] == 0).all()
 
 

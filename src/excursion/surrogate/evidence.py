@@ -99,9 +99,13 @@ class Evidence:
         correlation, slope = _correlation(self.kernel, np.tensordot(scales**-2, squares, 1))
         covariance = amplitude * correlation
         covariance.flat[:: n + 1] += self.noise + self.nuggets * nugget
-        factor = cholesky(torch.from_numpy(covariance)).numpy()
-        precision, _ = scipy.linalg.lapack.dpotri(factor, lower=1)
-        precision = np.tril(precision) + np.tril(precision, -1).T
+        factor, failed = scipy.linalg.lapack.dpotrf(covariance, lower=1)
+        if failed:
+            factor = cholesky(torch.from_numpy(covariance)).numpy()
+        half, _ = scipy.linalg.lapack.dpotri(factor, lower=1)
+        precision = np.tril(half)
+        precision = precision + precision.T
+        precision.flat[:: n + 1] *= 0.5
         weighted = precision @ self.basis
         beta = np.linalg.solve(self.basis.T @ weighted + RIDGE * np.eye(self.basis.shape[1]), weighted.T @ self.y)
         residual = self.y - self.basis @ beta
@@ -135,7 +139,7 @@ class Evidence:
 
         Args:
             metric: "ard", "full", or "auto": full if it pays Schwarz's price for its parameters.
-            starts: where to begin, (d + 2,) or with W; the best end wins.
+            starts: where to begin, (d + 2,) each; the best end wins.
             max_iter: L-BFGS iterations per start.
 
         Raises:
@@ -143,16 +147,19 @@ class Evidence:
         """
         n, d = self.u.shape
         m = tilts(d)
-        plain = [np.concatenate([s[:d], s[-2:]]) for s in starts]
-        best, value = self._descend(plain, max_iter) if metric != "full" or not m else (plain[0], math.inf)
+        best, value = self._descend(starts, max_iter) if metric != "full" or not m else (starts[0], math.inf)
         # Fewer data than twice the parameters cannot tell a metric.
         if not m or metric == "ard" or (metric == "auto" and (d > 6 or n < 2 * (d + 2 + m))):
             return best
+        # A few steps from each slant; then on from the best.
         slants = [0.0] if d > 2 else [0.0, -1.0, 1.0]
         begin = [np.concatenate([best[:d], np.full(m, w), best[-2:]]) for w in slants]
-        begin += [s for s in starts if len(s) == d + 2 + m and m]
-        tilted, tilted_value = self._descend(begin, max_iter)
+        tilted, tilted_value = self._descend([self._descend(begin, 10)[0]], max_iter)
         return tilted if metric == "full" or tilted_value + 0.5 * m * math.log(n) < value else best
+
+    def polished(self, theta: np.ndarray, max_iter: int) -> np.ndarray:
+        """The maximum near theta, with the metric that theta has."""
+        return self._descend([theta], max_iter)[0]
 
     def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
         d = self.u.shape[1]
@@ -165,7 +172,7 @@ class Evidence:
                 jac=True,
                 method="L-BFGS-B",
                 bounds=[*bounds, _BOUNDS["amplitude"], _BOUNDS["nugget"]],
-                options={"maxiter": max_iter},
+                options={"maxiter": max_iter, "ftol": 1e-8, "gtol": 1e-4},
             )
             if best is None or found.fun < best.fun:
                 best = found

@@ -37,7 +37,7 @@ FAST = {"depth": 3, "restarts": 2, "beam": 3, "max_iter": 80}
 
 @pytest.fixture
 def surrogate():
-    return KernelSearch(families=("SE", "LIN"), depth=2, restarts=1, beam=2, max_iter=60)
+    return KernelSearch(families=("SE", "LIN"), depth=3, restarts=1, max_iter=100)
 
 
 class TestKernelSearch(SurrogateContract):
@@ -268,7 +268,7 @@ def test_a_period_that_changes_slowly():
     kernel = Product((Atom("SE", 0, (0.0, math.log(0.12))), Atom("PER", 0, (0.0, 0.0, math.log(0.06)))))
     root = np.linalg.cholesky(gram(kernel, u.numpy()) + 1e-9 * np.eye(100))
     z = torch.from_numpy(root @ np.random.default_rng(2).normal(size=100)) + e
-    got = search_kernel(Observations.exact(u, z), depth=2, families=("SE", "LIN", "PER"))
+    got = search_kernel(Observations.exact(u, z), depth=2, restarts=6, families=("SE", "LIN", "PER"))
     assert got.expression == "SE × PER"
     assert math.exp(got.hyperparameters[0]["atoms"][1]["theta"][2]) == pytest.approx(0.06, rel=0.02)
 

@@ -287,15 +287,15 @@ class KernelSearch(Surrogate):
     parameters of the kernel (a product of m kernels has m - 1 scales less) and the noise. Where some observations are
     censored, the kernel comes from the others, and the censored ones enter the belief by expectation propagation.
 
-    It takes some thousands of Cholesky factorisations: a minute for 150 points, on one core.
+    It takes some thousands of Cholesky factorisations: a minute or two for 150 points, on one core.
 
     Attributes:
         families: simple kernels to build from, of `FAMILIES`.
-        depth: most steps; the search ends before where no change lowers the BIC.
+        depth: most steps; the search ends earlier where no change lowers the BIC.
         restarts: starts per candidate, each from the parameters of the step before and from new ones throughout.
-        beam: how many candidates of a step are fitted to the end and changed further in the next one (1 in the paper,
-            where a smooth trend times a periodic function may block the way to a line plus the same).
-        max_iter: iterations of L-BFGS for these; other candidates get a quarter.
+        beam: how many candidates of a step are changed further in the next one (1 in the paper, where a smooth trend
+            times a periodic function may block the way to a line plus the same).
+        max_iter: iterations of L-BFGS for the best 3 * beam candidates of a step; before, each start gets an eighth.
         seed: of the starts.
         names: of the parameters, for the description in words; x, or x1, x2, ... unless given.
 
@@ -309,7 +309,7 @@ class KernelSearch(Surrogate):
     families: tuple[str, ...] = FAMILIES
     depth: int = 8
     restarts: int = 3
-    beam: int = 3
+    beam: int = 2
     max_iter: int = 200
     seed: int = 0
     names: tuple[str, ...] = ()
@@ -377,7 +377,8 @@ class KernelSearch(Surrogate):
                 f"up to {largest:.3g}. Use another unit, or the logarithm"
             )
         y, known = (z - shift) / scale, variance / scale**2
-        task = _Task.of(u[exact].numpy(), y[exact].numpy(), known[exact].numpy())
+        # Rounded, so that values in another unit, which differ in their last bits, lead the search the same way.
+        task = _Task.of(u[exact].numpy(), y[exact].numpy().round(12), known[exact].numpy().round(12))
         fit = self._search(task)
         nugget = torch.tensor(math.exp(fit.log_nugget), dtype=z.dtype)
         gram, values, noise = _matrix(fit.kernel, u, u), y, known + nugget
@@ -421,8 +422,8 @@ class KernelSearch(Surrogate):
                     seen.add(key)
                     fits.append(self._screen(kernel, log_nugget, task, step, len(fits)))
             fits.sort(key=lambda f: f.bic(n))
-            ends = [_optimise(f.kernel, f.log_nugget, task, self.max_iter) for f in fits[: self.beam]]
-            parents = sorted(ends, key=lambda f: f.bic(n))
+            ends = [_optimise(f.kernel, f.log_nugget, task, self.max_iter) for f in fits[: 3 * self.beam]]
+            parents = sorted(ends, key=lambda f: f.bic(n))[: self.beam]
             if not parents or (best is not None and not parents[0].bic(n) < best.bic(n)):
                 break
             best = parents[0]
@@ -436,10 +437,11 @@ class KernelSearch(Surrogate):
     def _screen(self, kernel: Kernel, log_nugget: float, task: _Task, *which: int) -> _Fit:
         """The best of short fits from all starts."""
         rng = np.random.default_rng([self.seed, *which])
-        new = all(not atom.theta for atom in atoms(kernel))
-        starts = [(i, True) for i in range(self.restarts)] + [(i, False) for i in range(0 if new else self.restarts)]
+        new = [not atom.theta for atom in atoms(kernel)]
+        inherited = 0 if all(new) else self.restarts if any(new) else 1
+        starts = [(i, True) for i in range(self.restarts)] + [(i, False) for i in range(inherited)]
         drawn = (_draw(kernel, task, rng, i, everything) for i, everything in starts)
-        fits = (_optimise(k, log_nugget, task, max(1, self.max_iter // 4)) for k in drawn)
+        fits = (_optimise(k, log_nugget, task, max(1, self.max_iter // 8)) for k in drawn)
         return min(fits, key=lambda f: f.loss)
 
 

@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "excursion"
 
 # A module imports from the lines above its own, and from its own package. `testing` and the front page may import all.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "threads"),
     ("constraint",),
     ("data", "space", "levelset"),
     ("contours",),
@@ -53,6 +53,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "fastjet": ("examples/sleptons.py",),
     "awkward": ("examples/sleptons.py",),
     "psutil": ("runner.py",),
+    "threadpoolctl": ("threads.py",),
     "typer": ("cli.py",),
     "rich": ("runner.py", "cli.py"),
     "yaml": ("spec.py", "cli.py"),

@@ -281,10 +281,10 @@ def test_the_log_of_stdout_is_kept_on_failure(command):
 
 
 def test_a_program_that_is_not_there(tmp_path):
-    with pytest.raises(EvaluationError, match=r"must be there and executable, got 'no-such-program-x'.*first word"):
+    with pytest.raises(InvalidSpec, match=r"must be there and executable, got 'no-such-program-x'.*first word"):
         Command("no-such-program-x {m}", workdir=str(tmp_path)).evaluate(JOB)
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(EvaluationError, match=r"must be there and executable, got .*text.*Permission denied"):
+    with pytest.raises(InvalidSpec, match=r"must be there and executable, got .*text.*Permission denied"):
         Command("./text {m}", folder=str(tmp_path)).evaluate(JOB)
 
 

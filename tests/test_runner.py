@@ -325,3 +325,45 @@ def test_a_dead_executor_is_an_error_that_loses_nothing():
         run(c, Function(plane), budget=4, executor=executor, progress=False)
     assert {t.state for t in c.trials} == {"queued"}
     assert run(c, Function(plane), budget=4, progress=False).evaluations == 4
+
+
+@pytest.mark.slow
+def test_a_point_that_kills_its_process_is_given_up(tmp_path):
+    """Alone in its process a crash takes the run with it; after some restarts the point is the one to blame."""
+    url = f"sqlite:///{tmp_path}/c.db"
+    campaign(url).store.close()
+    code = (
+        "import os, sys\n"
+        "from excursion import Campaign, Function, run\n"
+        "f = lambda p: os._exit(9) if p['x'] > 0.5 else p['x']\n"
+        "print(run(Campaign.open(sys.argv[1]), Function(f), budget=2, workers=1, progress=False).failed)\n"
+    )
+    for _ in range(12):
+        done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=100)
+        if done.returncode == 0:
+            break
+        assert done.returncode == 9, done.stderr
+    with open_store(url) as store:
+        trials = Campaign.open(store, "c").trials
+    assert done.returncode == 0
+    assert all((t.state == "failed") == (t.x["x"] > 0.5) for t in trials)
+    assert any("the process died or was stopped 5 times" in (t.outcome.error or "") for t in trials)
+
+
+def test_several_runs_share_one_budget(tmp_path):
+    url = f"sqlite:///{tmp_path}/c.db"
+    campaign(url).store.close()
+
+    def work():
+        with open_store(url) as store:
+            run(Campaign.open(store, "c"), Function(lambda p: time.sleep(0.05) or plane(p)), budget=20, progress=False)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    with open_store(url) as store:
+        trials = Campaign.open(store, "c").trials
+    assert len(trials) == 20
+    assert all(t.state == "complete" for t in trials)

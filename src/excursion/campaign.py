@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import numbers
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,11 +25,13 @@ from .errors import (
     SpaceExhausted,
     StaleHistory,
     UnknownCampaign,
+    UnknownTrial,
 )
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
 from .surrogate import GaussianProcess, Observations, Posterior, Surrogate
+from .threads import one_thread
 
 #: Version of the JSON that describes problem and strategy.
 SPEC_VERSION = 1
@@ -165,18 +167,6 @@ def target(problem: Problem) -> Target:
     """The problem's thresholds and weights as the surrogate sees them."""
     weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
     return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum())
-
-
-@contextlib.contextmanager
-def _one_thread(n: int) -> Iterator[None]:
-    """Small matrices are faster on one thread, above all beside busy workers, and give the same bits on any machine."""
-    before = torch.get_num_threads()
-    if n < 500:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int) -> list[Proposal]:
@@ -406,7 +396,7 @@ class Campaign:
             )
         stored = Problem.from_json(spec["problem"])
         if problem is None:
-            if spec["callables"]:
+            if spec.get("callables"):
                 raise InvalidProblem(
                     f"campaign {name!r}: its constraints are Python functions, which are not stored, got no problem. "
                     "Open it with problem=..., or use expressions as constraints"
@@ -429,8 +419,12 @@ class Campaign:
         """The history, ordered by number."""
         return self.store.trials(self.name)
 
-    def ask(self, n: int = 1) -> list[Trial]:
+    def ask(self, n: int = 1, *, limit: int | None = None) -> list[Trial]:
         """Ask for the next n points; they are stored as queued trials.
+
+        Args:
+            n: how many.
+            limit: no more than so many trials in the campaign, whoever asks; nothing is asked for beyond.
 
         Raises:
             InvalidPoint: n is not positive.
@@ -440,8 +434,10 @@ class Campaign:
             raise InvalidPoint(f"ask: the number of points must be at least 1, got {n!r}")
         while True:
             trials = self.trials
+            if limit is not None and (n := min(n, limit - len(trials))) < 1:
+                return []
             try:
-                with _one_thread(len(trials)):
+                with one_thread(len(trials)):
                     proposals = propose(self.problem, self.strategy, trials, n)
                 return self._add(proposals, len(trials))
             except StaleHistory:
@@ -478,7 +474,9 @@ class Campaign:
             TrialFinished: it was told before.
             UnknownTrial: there is no such trial.
         """
-        return self.store.finish(self.name, number, self.problem.check(self.outcome(outcome)))
+        if not isinstance(number, numbers.Integral):
+            raise UnknownTrial(f"campaign {self.name!r}: a trial's number must be a whole number, got {number!r}")
+        return self.store.finish(self.name, int(number), self.problem.check(self.outcome(outcome)))
 
     def outcome(self, value: Outcome | float | Mapping[str, float]) -> Outcome:
         """The outcome meant by a number, a dict or an outcome."""
@@ -493,7 +491,7 @@ class Campaign:
             FitError: fewer than two trials hold values.
         """
         data = observations(self.problem, self.trials)
-        with _one_thread(len(data)):
+        with one_thread(len(data)):
             return self.strategy.surrogate.fit(data)
 
     def status(self) -> Status:
@@ -510,7 +508,7 @@ class Campaign:
             below = ((z < task.levels) & (side <= 0)) | ((z <= task.levels) & (side < 0))
             crossed[task.name] = bool((above.any(0) & below.any(0)).all())
         enough = len(data) >= max(2, self.strategy.design(self.problem.space.dim))
-        with _one_thread(len(data)):
+        with one_thread(len(data)):
             left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}
         return Status(self.name, counts, left, crossed)
 

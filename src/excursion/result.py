@@ -22,6 +22,7 @@ from .runner import run
 from .space import ParameterSpace
 from .store import Store
 from .surrogate import Posterior
+from .threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Result:
                 f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {len(known)} of "
                 f"{len(trials)}. Evaluate more points; {_reasons(trials)}"
             )
-        return cls(campaign.problem, campaign.strategy.surrogate.fit(known), tuple(trials))
+        with one_thread(len(known)):
+            posterior = campaign.strategy.surrogate.fit(known)
+        return cls(campaign.problem, posterior, tuple(trials))
 
     def _unit(self, x: Any) -> torch.Tensor:
         space = self.problem.space
@@ -250,9 +253,12 @@ def find_level_set(
     """Find where an expensive function crosses a threshold, with few evaluations.
 
     Args:
-        function: takes one point as a dict name -> float (and, if it has such a parameter, ``seed``); returns a
-            float, a dict task -> float, or an `Outcome`. Lambdas and notebook functions work in parallel too. A point
-            at which it raises or returns NaN is recorded as failed and the search goes on.
+        function: the expensive one. It takes one point as a dict name -> float (and, if it has such a parameter,
+            ``seed``); it returns a float, a dict task -> float, or an `Outcome`. Lambdas and notebook functions work
+            in parallel too. A point at which it raises or returns NaN is recorded as failed and the search goes on.
+            Infinite values (and sizes above 1e60) count as "beyond anything measured". Tell the Monte Carlo variance
+            of noisy values, as ``Outcome.of(value, variances={"f": variance})``: a belief that must guess the noise is
+            overconfident.
         space: a `ParameterSpace`, or a dict name -> (lower, upper[, "log"]), or a list of `Parameter`.
         threshold: T of the level set {f = T}; several for several level sets; a dict task -> threshold(s) for a
             function that returns a dict.

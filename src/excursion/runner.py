@@ -35,6 +35,8 @@ from .evaluators.worker import evaluate, evaluate_pickled, tail
 
 #: A trial that was in flight when this many worker pools broke is recorded as failed.
 _BREAKS = 2
+#: A trial that was queued again this many times, because whoever ran it had died, is recorded as failed.
+_DEATHS = 5
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def run(
                             reason = "goal" if below >= 2 else ""
                         if not reason:
                             try:
-                                campaign.ask(min(batch, left))
+                                campaign.ask(batch, limit=budget)
                             except SpaceExhausted:
                                 exhausted = True
                             continue
@@ -208,7 +210,23 @@ def _release_dead(campaign: Campaign) -> list[Trial]:
             alive = False
         if not alive:
             released += campaign.store.release(campaign.name, owner=owner)
+    if released:
+        _give_up(campaign, {t.number for t in released})
     return released
+
+
+def _give_up(campaign: Campaign, numbers: set[int]) -> None:
+    """Record as failed what has brought down so many processes that it must be the point itself."""
+    counts: dict[int, int] = {}
+    for event in campaign.store.events(campaign.name):
+        own = (event.owner or "").startswith(f"{event.host}:{event.pid}:")  # Ctrl-C: no fault of the point
+        if event.kind == "release" and event.number in numbers and not own:
+            counts[event.number] = counts.get(event.number, 0) + 1
+    for number, deaths in counts.items():
+        if deaths >= _DEATHS:
+            reason = f"the process died or was stopped {deaths} times during this evaluation"
+            with contextlib.suppress(TrialFinished):
+                campaign.store.finish(campaign.name, number, Outcome.failed(reason))
 
 
 def _outcome(campaign: Campaign, future: Future) -> Outcome | None:

@@ -91,6 +91,11 @@ class Command(Evaluator):
         if self.parameters is not None:
             # Numbers of the kind that will come; the result is not used.
             self._words(dict.fromkeys(self.parameters, 0.5), self._reserved(Path(folder), Job({})))
+            if missing := sorted(set(self.parameters) - used):
+                raise InvalidSpec(
+                    f"command: the template must use every parameter, got no {', '.join(missing)} in "
+                    f"{self.template!r}. Write {{{missing[0]}}} where its value belongs"
+                )
         elif not used:
             raise InvalidSpec(
                 f"command: the template must use the point, got no placeholder in {self.template!r}. "
@@ -211,6 +216,11 @@ class Command(Evaluator):
                 stderr=log,
                 start_new_session=True,
             )
+        except (FileNotFoundError, PermissionError) as error:
+            raise InvalidSpec(  # at every point: the run stops before the budget is spent on it
+                f"{where}: the program must be there and executable, got {words[0]!r}: {error}. "
+                "Check the template's first word"
+            ) from error
         except (OSError, ValueError) as error:
             raise EvaluationError(
                 f"{where}: the program must be there and executable, got {words[0]!r}: {error}. "

@@ -82,6 +82,12 @@ def plot(
                 figure.savefig(path, dpi=dpi)
         except OSError as error:
             raise StoreError(f"plot: {path} must be writable, got {error.strerror}. Choose another file") from error
+        except ValueError as error:
+            labels = [p.label for p in result.problem.space.parameters if p.label]
+            labels += [t.label for t in tasks if t.label]
+            raise InvalidProblem(
+                f"plot: labels must be text or formulae that matplotlib reads, got {labels} ({error}). Change the label"
+            ) from error
     return axes
 
 

@@ -86,7 +86,8 @@ def main() -> None:
         futures = [pool.submit(one, p, b, s, args.budget, args.strategy) for p, b, s in cases]
         results = [f.result() for f in futures]
     print(
-        f"{'problem':10} {'batch':>5} {'median N(1 %)':>14} {'all':24} {'err@40':>9} {'err@60':>9} {'err@end':>9} {'s/ask':>6}"
+        f"{'problem':10} {'batch':>5} {'median N(1 %)':>14} {'all':24} {'err@40':>9} {'err@60':>9} {'err@end':>9} "
+        f"{'s/ask':>6}"
     )
     for p, b in dict.fromkeys((p, b) for p, b, _ in cases):
         rows = [r for r in results if (r["problem"], r["batch"]) == (p, b)]

@@ -287,7 +287,7 @@ class KernelSearch(Surrogate):
     parameters of the kernel (a product of m kernels has m - 1 scales less) and the noise. Where some observations are
     censored, the kernel comes from the others, and the censored ones enter the belief by expectation propagation.
 
-    It takes some thousands of Cholesky factorisations: a minute or two for 150 points, on one core.
+    It takes some thousands of Cholesky factorisations: minutes for 150 points, on one core.
 
     Attributes:
         families: simple kernels to build from, of `FAMILIES`.

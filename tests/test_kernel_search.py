@@ -283,6 +283,8 @@ def test_two_parameters():
     assert {frozenset(a.axis for a in term) for term in expand(got.kernel)} == {frozenset({0}), frozenset({1})}
     assert "LIN(m2)" in got.expression
     assert "SE(m1)" in got.expression
+    assert [a["parameter"] for a in got.hyperparameters[0]["atoms"] if a["family"] == "SE"] == ["m1"]
+    assert {a["parameter"] for a in got.hyperparameters[0]["atoms"]} == {"m1", "m2"}
     lengths = got.hyperparameters[0]["lengthscales"]
     assert 0.05 < lengths[0] < 1
     assert lengths[1] == math.inf

@@ -361,7 +361,7 @@ def test_too_little_for_a_belief():
         ({"seed": -1}, "seed must lie in .* got -1"),
         ({"acquisition": {"type": "EI2"}}, "criterion: must be one of SUR"),
         ({"surrogate": {"type": "Forest"}}, "surrogate: must be GaussianProcess, got 'Forest'"),
-        ({"surrogate": {"kernel": "periodic"}}, "kernel must be matern52"),
+        ({"surrogate": {"kernel": "periodic"}}, "kernel must be auto, matern52"),
         ({"colour": "red"}, "settings must exist and fit"),
     ],
 )

@@ -143,7 +143,8 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         columns.append(z.clamp(finite.min(), finite.max()))
         variances.append(variance * slope**2)
         sides.append(side)
-    return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1))
+    levels = tuple(t.levels for t in problem.tasks)
+    return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)
 
 
 def believe(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> Posterior:

@@ -58,7 +58,7 @@ class Outcome:
                 values[task] = float(value)
             except (TypeError, ValueError, OverflowError):
                 raise InvalidOutcome(
-                    f"outcome of task {task!r}: the value must be a number, got {value!r}. Return a float"
+                    f"outcome of task {task!r}: the value must be a number, got {value!r:.80}. Return a float"
                 ) from None
             if math.isnan(values[task]):
                 raise InvalidOutcome(
@@ -114,7 +114,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, str | int | float):  # subclasses: enumerations and the like
         return value
     raise InvalidOutcome(
-        f"outcome, {where}: must be text, numbers, lists and dicts (JSON), got {type(value).__name__} {value!r}. "
+        f"outcome, {where}: must be text, numbers, lists and dicts (JSON), got {type(value).__name__}. "
         "Convert it, or leave it out"
     )
 

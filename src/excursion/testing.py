@@ -313,7 +313,7 @@ class StoreContract:
     def test_info_that_is_not_json(self, store: Store) -> None:
         """Is refused; the trial can still be told."""
         _with_trials(store, 1)
-        with pytest.raises(InvalidOutcome, match="trial 0 of 'a': the outcome's info must be JSON-compatible"):
+        with pytest.raises(InvalidOutcome, match="must be text, numbers, lists and dicts"):
             store.finish("a", 0, Outcome.of(1.0, info={"model": object()}))
         assert store.finish("a", 0, Outcome.of(1.0)).told == 0
 

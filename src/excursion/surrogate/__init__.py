@@ -23,6 +23,7 @@ class Observations:
         z: transformed values per task, shape (n, t).
         variance: known variances of z, shape (n, t); 0 where none is known.
         side: shape (n, t); 0: z is the value, +1 (-1): the true value lies above (below) z.
+        levels: per task the thresholds (k,) that matter, on the scale of z; empty if none is known.
 
     Raises:
         ShapeError: shapes that do not fit, values that are not finite, negative variances.
@@ -32,6 +33,7 @@ class Observations:
     z: Tensor
     variance: Tensor
     side: Tensor
+    levels: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         shapes = [tuple(a.shape) for a in (self.u, self.z, self.variance, self.side)]

@@ -134,32 +134,58 @@ class Evidence:
             value += (len(theta) - d - 2) * 0.5 * math.log(2 * math.pi)  # so that tilted and plain can be compared
         return float(value), gradient + t / sd + jacobian
 
-    def maximum(self, metric: str, starts: Sequence[np.ndarray], max_iter: int) -> np.ndarray:
-        """theta at the maximum of the posterior.
+    def modes(self, metric: str, starts: Sequence[np.ndarray], max_iter: int) -> list[tuple[np.ndarray, float]]:
+        """Maxima of the posterior: hyperparameters that explain the data, each with its negative log posterior.
+
+        Data of a function with a cliff have several explanations: smooth and noisy, rough in one direction, rough in
+        all. The posterior's height is a poor judge between them; see `exact.GaussianProcess` for a better one.
 
         Args:
-            metric: "ard", "full", or "auto": full if it pays Schwarz's price for its parameters.
-            starts: where to begin, (d + 2,) each; the best end wins.
-            max_iter: L-BFGS iterations per start.
+            metric: "ard", "full", or "auto" for both.
+            starts: where to begin, (d + 2,) each.
+            max_iter: L-BFGS iterations per maximum.
+
+        Returns:
+            theta and value; a general metric pays Schwarz's price for its parameters.
 
         Raises:
             FitError: no finite maximum.
         """
         n, d = self.u.shape
         m = tilts(d)
-        best, value = self._descend(starts, max_iter) if metric != "full" or not m else (starts[0], math.inf)
+        plain = self._descend(starts, max_iter)
         # Fewer data than twice the parameters cannot tell a metric.
         if not m or metric == "ard" or (metric == "auto" and (d > 6 or n < 2 * (d + 2 + m))):
-            return best
+            return [plain]
         # A few steps from each slant; then on from the best.
-        slants = [0.0] if d > 2 else [0.0, -1.0, 1.0]
-        begin = [np.concatenate([best[:d], np.full(m, w), best[-2:]]) for w in slants]
-        tilted, tilted_value = self._descend([self._descend(begin, 10)[0]], max_iter)
-        return tilted if metric == "full" or tilted_value + 0.5 * m * math.log(n) < value else best
+        slants = [0.0, -1.0, 1.0] if d == 2 else [0.0]
+        begin = [np.concatenate([t[:d], np.full(m, w), t[-2:]]) for t in (plain[0], *starts) for w in slants]
+        short = sorted((self._descend([t], 10) for t in begin), key=lambda found: found[1])[: 3 if d == 2 else 2]
+        tilted = [self._descend([theta], max_iter) for theta, _ in short]
+        price = 0.5 * m * math.log(n)
+        return ([] if metric == "full" else [plain]) + [(theta, value + price) for theta, value in tilted]
 
-    def polished(self, theta: np.ndarray, max_iter: int) -> np.ndarray:
-        """The maximum near theta, with the metric that theta has."""
-        return self._descend([theta], max_iter)[0]
+    def polished(self, theta: np.ndarray, max_iter: int) -> tuple[np.ndarray, float]:
+        """The maximum near theta, with the metric that theta has, and its negative log posterior without price."""
+        return self._descend([theta], max_iter)
+
+    def held_out(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of each observation given all others, both (n,), in closed form.
+
+        References:
+            Rasmussen and Williams (2006), eqs. 5.10 to 5.12; the mean's coefficients are those of all data.
+        """
+        n, d = self.u.shape
+        scales, mix, amplitude, nugget = split(theta, d)
+        v = (self.u @ mix.T) / scales
+        correlation, _ = _correlation(self.kernel, ((v[:, None] - v[None]) ** 2).sum(-1))
+        covariance = amplitude * correlation + np.diag(self.noise + self.nuggets * nugget)
+        factor = cholesky(torch.from_numpy(covariance)).numpy()
+        precision = scipy.linalg.cho_solve((factor, True), np.eye(n))
+        weighted = precision @ self.basis
+        beta = np.linalg.solve(self.basis.T @ weighted + RIDGE * np.eye(self.basis.shape[1]), weighted.T @ self.y)
+        variance = 1 / precision.diagonal()
+        return self.y - variance * (precision @ (self.y - self.basis @ beta)), variance
 
     def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
         d = self.u.shape[1]

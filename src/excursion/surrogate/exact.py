@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import log_ndtr
 from torch import Tensor
 
 with warnings.catch_warnings():
@@ -163,27 +164,28 @@ class Independent(Posterior):
 
 @dataclass(frozen=True)
 class GaussianProcess(Surrogate):
-    """Exact Gaussian process, one per task, float64, hyperparameters at the maximum of their posterior.
+    """Exact Gaussian process, one per task, float64, hyperparameters at a maximum of their posterior.
 
     Attributes:
-        kernel: "matern52" (default), "matern32" or "rbf".
+        kernel: "matern52", "matern32" or "rbf"; "auto" (default) is whichever Matern kernel predicts the class of
+            held-out observations better (or, without thresholds, has the higher posterior).
         metric: "ard": one length scale per parameter; "full": a general metric, which sees that a function depends on
-            m1 - m2, say; "auto": whichever the evidence prefers (see `evidence`).
+            m1 - m2, say; "auto": whichever predicts better, likewise (see `evidence`).
         mean: "constant" or "linear"; its coefficients are profiled out (generalised least squares).
         restarts: starting points of the L-BFGS search (1 to 4).
         max_iter: iterations per start.
     """
 
-    kernel: Literal["matern52", "matern32", "rbf"] = "matern52"
+    kernel: Literal["auto", "matern52", "matern32", "rbf"] = "auto"
     metric: Literal["auto", "ard", "full"] = "auto"
     mean: Literal["constant", "linear"] = "constant"
     restarts: int = 2
     max_iter: int = 80
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("matern52", "matern32", "rbf") or self.mean not in ("constant", "linear"):
+        if self.kernel not in ("auto", "matern52", "matern32", "rbf") or self.mean not in ("constant", "linear"):
             raise InvalidStrategy(
-                "Gaussian process: kernel must be matern52, matern32 or rbf and mean constant or linear, got "
+                "Gaussian process: kernel must be auto, matern52, matern32 or rbf and mean constant or linear, got "
                 f"kernel={self.kernel!r}, mean={self.mean!r}"
             )
         if self.metric not in ("auto", "ard", "full"):
@@ -203,14 +205,15 @@ class GaussianProcess(Surrogate):
         """Fit each task on its own; see `Surrogate.fit`."""
         if len(data) < 2:
             raise FitError(f"Gaussian process: needs at least 2 observations, got {len(data)}. Evaluate more points")
+        thresholds = data.levels or (torch.zeros(0, dtype=torch.float64),) * data.z.shape[1]
         parts = [
-            _remembered(self, len(data), *(a.numpy().tobytes() for a in (data.u, z, variance, side)))
-            for z, variance, side in zip(data.z.T, data.variance.T, data.side.T)
+            _remembered(self, len(data), *(a.numpy().tobytes() for a in (data.u, z, variance, side, levels)))
+            for z, variance, side, levels in zip(data.z.T, data.variance.T, data.side.T, thresholds)
         ]
         return parts[0] if len(parts) == 1 else Independent(tuple(parts))
 
-    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor) -> Posterior:
-        """The belief about one task from values z (n,), their variances and sides."""
+    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> Posterior:
+        """The belief about one task from values z (n,), their variances and sides, and its thresholds (k,)."""
         shift = z.mean()
         spread = (z - shift).abs().max()
         if spread > 1e-12 * shift.abs():
@@ -220,18 +223,18 @@ class GaussianProcess(Surrogate):
         y, known = (z - shift) / scale, variance / scale**2
         values, noise = y, known  # of the Gaussian observations that are fitted: sites where censored
         sites = torch.zeros_like(y)
-        theta: np.ndarray | None = None
-        # Censored: the gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are
-        # alternated; the first round takes the bounds as values.
+        name, theta = "", np.empty(0)
         for _ in range(3 if side.any() else 1):
+            # Censored: the gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are
+            # alternated; the first round takes the bounds as values.
             data = (u, _basis(u, self.mean), values, noise, 1 - sites)
-            evidence = Evidence(self.kernel, *(t.numpy() for t in data))
-            if theta is None:
-                theta = evidence.maximum(self.metric, first_guesses(u.shape[1], self.restarts), self.max_iter)
+            arrays = [t.numpy() for t in data]
+            if not name:
+                name, theta = self._choose(arrays, ((levels - shift) / scale).numpy(), side.numpy())
             else:
-                theta = evidence.polished(theta, self.max_iter)
-            scales, mixing, amplitude, learned = split(theta, u.shape[1])
-            kernel, mix = _kernel(self.kernel, scales, amplitude), torch.from_numpy(mixing)
+                theta, _ = Evidence(name, *arrays).polished(theta, self.max_iter)
+            lengths, mixing, amplitude, learned = split(theta, u.shape[1])
+            kernel, mix = _kernel(name, lengths, amplitude), torch.from_numpy(mixing)
             nugget = torch.tensor(learned, dtype=u.dtype)
             gram = kernel(u @ mix.T, u @ mix.T).to_dense()
             if side.any():
@@ -244,12 +247,45 @@ class GaussianProcess(Surrogate):
         typical = exact.mean() if len(exact) else torch.zeros_like(shift)
         return _Process(kernel, mix, self.mean, beta, shift, scale, nugget, typical, u, factor, white)
 
+    def _choose(self, arrays: list[np.ndarray], levels: np.ndarray, side: np.ndarray) -> tuple[str, np.ndarray]:
+        """Kernel and hyperparameters among the maxima of the posterior that predict the class of held-out points best.
+
+        The score is sum_i ln P(class of i | all others) over observations and thresholds, plus a fifth of the log
+        posterior, which decides where the classes do not. Where a function has a cliff, the highest maximum is often
+        one that is rough everywhere and gets the class wrong between the points.
+        """
+        u, y = arrays[0], arrays[2]
+        names = ("matern52", "matern32") if self.kernel == "auto" else (self.kernel,)
+        guesses = first_guesses(u.shape[1], self.restarts)
+        found = [
+            (name, theta, value)
+            for name in names
+            for theta, value in Evidence(name, *arrays).modes(self.metric, guesses, self.max_iter)
+        ]
+        if len(found) == 1:
+            return found[0][0], found[0][1]
+
+        def score(candidate: tuple[str, np.ndarray, float]) -> float:
+            name, theta, value = candidate
+            mean, variance = Evidence(name, *arrays).held_out(theta)
+            total = -0.2 * value
+            for level in levels:
+                # A bound tells the class only if it lies on the far side of the threshold.
+                known = np.where(side == 0, True, np.where(side > 0, y >= level, y <= level))
+                sign = np.where((side > 0) | ((side == 0) & (y >= level)), 1.0, -1.0)
+                total += np.maximum(log_ndtr(sign * (mean - level) / np.sqrt(variance)), -14.0)[known].sum()
+            return float(total)
+
+        best = max(found, key=score)
+        return best[0], best[1]
+
 
 @functools.lru_cache(maxsize=16)
 def _remembered(recipe: GaussianProcess, n: int, *data: bytes) -> Posterior:
     """`GaussianProcess.fit_task`, which is a pure function: asks, status and pictures of one history fit it once."""
-    u, z, variance, side = (torch.frombuffer(bytearray(b), dtype=torch.float64) for b in data)
-    return recipe.fit_task(u.reshape(n, -1), z, variance, side)
+    # An empty buffer is refused: no thresholds.
+    tensors = [torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data]
+    return recipe.fit_task(tensors[0].reshape(n, -1), *tensors[1:])
 
 
 def _profile(covariance: Tensor, u: Tensor, y: Tensor, mean: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ from excursion.errors import (
 from excursion.problem import Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.store import MemoryStore
-from excursion.surrogate import GaussianProcess
+from excursion.surrogate import GaussianProcess, KernelSearch
 
 SPACE = ParameterSpace(
     (Parameter("m", 100, 2000, unit="GeV"), Parameter("g", 1e-3, 1.0, scale="log")), ("m * g < 1500",)
@@ -360,7 +360,7 @@ def test_too_little_for_a_belief():
         ({"exploration": 1.5}, r"exploration must lie in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must lie in .* got -1"),
         ({"acquisition": {"type": "EI2"}}, "criterion: must be one of SUR"),
-        ({"surrogate": {"type": "Forest"}}, "surrogate: must be GaussianProcess, got 'Forest'"),
+        ({"surrogate": {"type": "Forest"}}, "surrogate: must be one of GaussianProcess, KernelSearch, got 'Forest'"),
         ({"surrogate": {"kernel": "periodic"}}, "kernel must be auto, matern52"),
         ({"colour": "red"}, "settings must exist and fit"),
     ],
@@ -428,3 +428,9 @@ def test_a_problem_given_to_open_must_be_the_stored_one():
     ):
         with pytest.raises(InvalidProblem, match="is in the store with another problem"):
             Campaign.open(store, "c", other)
+
+
+def test_every_recipe_survives_the_store():
+    for recipe in (GaussianProcess(metric="ard"), KernelSearch(depth=2)):
+        strategy = Strategy(surrogate=recipe)
+        assert Strategy.from_json(strategy.to_json()) == strategy

@@ -30,7 +30,7 @@ from .errors import (
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
-from .surrogate import GaussianProcess, Observations, Posterior, Surrogate
+from .surrogate import RECIPES, GaussianProcess, Observations, Posterior, Surrogate
 from .threads import one_thread
 
 #: Version of the JSON that describes problem and strategy.
@@ -95,9 +95,10 @@ class Strategy:
         try:
             if "surrogate" in settings:
                 recipe = dict(settings["surrogate"])
-                if (kind := recipe.pop("type", "GaussianProcess")) != "GaussianProcess":
-                    raise InvalidStrategy(f"surrogate: must be GaussianProcess, got {kind!r}")
-                settings["surrogate"] = GaussianProcess(**recipe)
+                kind = recipe.pop("type", "GaussianProcess")
+                if kind not in RECIPES:
+                    raise InvalidStrategy(f"surrogate: must be one of {', '.join(RECIPES)}, got {kind!r}. Use one")
+                settings["surrogate"] = RECIPES[kind](**recipe)
             if "acquisition" in settings:
                 settings["acquisition"] = acquisition_from_json(settings["acquisition"])
             if "search" in settings:

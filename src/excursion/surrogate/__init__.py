@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 
-__all__ = ["GaussianProcess", "KernelSearch", "Observations", "Posterior", "Surrogate", "search_kernel"]
+__all__ = ["RECIPES", "GaussianProcess", "KernelSearch", "Observations", "Posterior", "Surrogate", "search_kernel"]
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,6 @@ class Surrogate(ABC):
 
 from .exact import GaussianProcess  # noqa: E402  (the abstractions above come first)
 from .search import KernelSearch, search_kernel  # noqa: E402
+
+#: Recipes that a strategy's JSON may name.
+RECIPES: dict[str, type[Surrogate]] = {c.__name__: c for c in (GaussianProcess, KernelSearch)}

@@ -340,3 +340,8 @@ def test_a_search_in_a_file_keeps_its_strategy(tmp_path):
     find_level_set(disc, SQUARE, 1.0, budget=3, store=url, seed=1)
     with pytest.raises(InvalidStrategy, match="in the store already with another strategy"):
         find_level_set(disc, SQUARE, 1.0, budget=4, store=url, seed=2)
+
+
+def test_results_are_short_in_a_notebook(result):
+    assert repr(result) == "<Result: f over (x, y) from 25 evaluations>"
+    assert len(repr(Campaign.create("memory://", "c", result.problem))) < 100

@@ -334,6 +334,9 @@ class Campaign:
     def __init__(self, store: Store, name: str, problem: Problem, strategy: Strategy) -> None:
         self.store, self.name, self.problem, self.strategy = store, name, problem, strategy
 
+    def __repr__(self) -> str:
+        return f"<Campaign {self.name!r}: {', '.join(self.problem.task_names)} over {self.problem.space.names}>"
+
     @classmethod
     def create(
         cls,

@@ -25,7 +25,7 @@ from .surrogate import Posterior
 from .threads import one_thread
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The belief about the level sets after a search.
 
@@ -56,6 +56,10 @@ class Result:
         with one_thread(len(known)):
             posterior = campaign.strategy.surrogate.fit(known)
         return cls(campaign.problem, posterior, tuple(trials))
+
+    def __repr__(self) -> str:
+        names, tasks = ", ".join(self.problem.space.names), ", ".join(self.problem.task_names)
+        return f"<Result: {tasks} over ({names}) from {self.evaluations} evaluations>"
 
     def _unit(self, x: Any) -> torch.Tensor:
         space = self.problem.space

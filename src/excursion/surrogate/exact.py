@@ -48,7 +48,7 @@ def _kernel(name: str, lengthscales: np.ndarray, amplitude: float) -> gpytorch.k
     return kernel.requires_grad_(False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Process(Posterior):
     """One task: z = shift + scale * (basis @ beta + GP), data in standardised units.
 

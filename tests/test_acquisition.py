@@ -9,14 +9,18 @@ import torch
 from excursion import levelset
 from excursion.acquisition import (
     CRITERIA,
+    EAVC,
+    EFF,
     PES,
     SUR,
     ExclusionEntropy,
     MutualInformation,
+    Ranjan,
     Search,
     Sobol,
     Straddle,
     Target,
+    TargetedIMSE,
     acquisition_from_json,
     select,
 )
@@ -135,6 +139,52 @@ def test_pointwise_criteria_by_hand(posterior):
     assert np.allclose(entropy, [scipy.stats.entropy([q, 1 - q]) for q in p])
     straddle = Straddle(kappa=2.5).score(prospect(posterior, candidates, (-5.0, 0.8)))
     assert np.allclose(straddle, 2.5 * np.sqrt(variance) - np.abs(mean - 0.8))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "of_distance"),
+    [
+        (EFF(alpha=1.5), lambda y, s: np.maximum(1.5 * s - np.abs(y), 0)),
+        (Ranjan(alpha=2.2), lambda y, s: np.maximum((2.2 * s) ** 2 - y**2, 0)),
+    ],
+    ids=["EFF", "Ranjan"],
+)
+def test_improvements_by_quadrature(posterior, criterion, of_distance):
+    candidates = points(6, seed=11)
+    mean, variance = (m[0].numpy() for m in posterior.marginal(candidates))
+    scores = criterion.score(prospect(posterior, candidates, (0.8,)))
+    z = np.linspace(-10, 10, 200001)
+    for m, s, score in zip(mean, np.sqrt(variance), scores):
+        expect = np.trapezoid(scipy.stats.norm.pdf(z) * of_distance(m + s * z - 0.8, s), z)
+        assert float(score) == pytest.approx(expect, rel=1e-6, abs=1e-12)
+    both = criterion.score(prospect(posterior, candidates, (-50.0, 0.8)))
+    assert torch.allclose(both, scores)
+
+
+def test_targeted_imse_is_the_drop_of_the_weighted_variance(posterior):
+    at, candidates = points(40, seed=6), points(4, seed=11)
+    scores = TargetedIMSE().score(prospect(posterior, candidates, (0.8,)))
+    mean, variance = (m[0] for m in posterior.marginal(at))
+    density = scipy.stats.norm.pdf(0.8, mean, variance.sqrt())
+    for candidate, score in zip(candidates, scores):
+        after = posterior.condition(candidate[None]).marginal(at)[1][0]
+        assert float(score) == pytest.approx(((variance - after).numpy() * density).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_eavc_is_the_expected_change_of_the_volume(posterior, levels):
+    at, candidates = points(40, seed=6), points(3, seed=11)
+    scores = EAVC().score(prospect(posterior, candidates, levels))
+    now = [float(levelset.excursion_probability(*(m[0] for m in posterior.marginal(at)), t).mean()) for t in levels]
+
+    def change(mean, variance):
+        return sum(
+            abs(float(levelset.excursion_probability(mean, variance, t).mean()) - p) for t, p in zip(levels, now)
+        )
+
+    for candidate, score in zip(candidates, scores):
+        # 16 nodes of Gauss-Hermite see the kink of the absolute value to about two per cent.
+        assert float(score) == pytest.approx(average_over_outcomes(posterior, at, candidate, change), rel=0.04)
 
 
 @pytest.mark.parametrize(("a", "b"), [(-math.inf, 0.3), (-1.0, 2.0), (5.0, math.inf), (-math.inf, -7.0), (6.0, 6.5)])

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from .criteria import (
     CRITERIA,
+    EAVC,
+    EFF,
     PES,
     SUR,
     Acquisition,
     ExclusionEntropy,
     MutualInformation,
     Prospect,
+    Ranjan,
     Sobol,
     Straddle,
+    TargetedIMSE,
     acquisition_from_json,
 )
 from .search import Search, Target, poisson_disc, select
 
 __all__ = [
     "CRITERIA",
+    "EAVC",
+    "EFF",
     "PES",
     "SUR",
     "Acquisition",
     "ExclusionEntropy",
     "MutualInformation",
     "Prospect",
+    "Ranjan",
     "Search",
     "Sobol",
     "Straddle",
     "Target",
+    "TargetedIMSE",
     "acquisition_from_json",
     "poisson_disc",
     "select",

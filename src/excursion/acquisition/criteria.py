@@ -5,7 +5,7 @@ of a criterion: the belief it sees has been conditioned on them.
 
 References:
     Bect et al., Stat. Comput. 22 (2012) 773; Chevalier et al., Technometrics 56 (2014) 455: SUR.
-    Bryan et al., NeurIPS 2005: straddle.
+    Bryan et al., NeurIPS 2005: straddle. Bichon et al. 2008: EFF. Ranjan et al. 2008. Picheny et al. 2010: tIMSE.
     Letham et al., AISTATS 2022 (arXiv:2203.09751): mutual information.
     Heinrich, Louppe, Cranmer, Espejo (excursion, 2018-21) and ATL-PHYS-PUB-2022-045: exclusion entropy (MES), PES.
 """
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.special import log_ndtr, ndtr
@@ -191,6 +192,108 @@ class Straddle(Acquisition):
 
 
 @dataclass(frozen=True)
+class TargetedIMSE(Acquisition):
+    """Drop of the integrated variance, weighted by the density of the threshold under the belief.
+
+    References:
+        Picheny et al., J. Mech. Des. 132 (2010) 071008, eqs. 11 and 17, with the Gaussian weight of width zero.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Integral of s^2 (1 - r) times the density of T, summed over thresholds."""
+        total = torch.zeros_like(prospect.mean[0])
+        for i, levels in enumerate(prospect.levels):
+            sd, lost = prospect.at_variance[i].sqrt(), 1 - prospect.remaining(i)
+            for level in levels:
+                u = levelset.standardised(prospect.at_mean[i], prospect.at_variance[i], level)
+                total = total + prospect.weights[i] * ((prospect.at_weight * sd * _density(u)) @ lost)
+        return total
+
+
+@dataclass(frozen=True)
+class EAVC(Acquisition):
+    """Expected absolute change of the excursion volume, 16-point Gauss-Hermite in the outcome of the look.
+
+    References:
+        Letham et al. (2022), eq. 12.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """E_y |sum_q w_q (p_q - p_q^y)|, summed over thresholds."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+        weights = weights / weights.sum()
+        total = torch.zeros_like(prospect.mean[0])
+        for i, levels in enumerate(prospect.levels):
+            at, seen = prospect.at_variance[i].sqrt(), (prospect.variance[i] + prospect.noise[i]).sqrt()
+            correlation = (prospect.cross[i] / at[:, None] / seen).clamp(-1.0, 1.0)
+            root = (1 - correlation**2).clamp_min(1e-12).sqrt()
+            for level in levels:
+                u = levelset.standardised(prospect.at_mean[i], prospect.at_variance[i], level)[:, None]
+                now = prospect.at_weight @ ndtr(u)
+                for z, weight in zip(nodes.tolist(), weights.tolist()):
+                    then = prospect.at_weight @ ndtr((u + correlation * z) / root)
+                    total = total + prospect.weights[i] * weight * (then - now).abs()
+        return total
+
+
+@dataclass(frozen=True)
+class EFF(Acquisition):
+    """Expected feasibility E[max(epsilon - |Y - T|, 0)] with epsilon = alpha s.
+
+    References:
+        Bichon et al., AIAA J. 46 (2008) 2459, eq. 17.
+    """
+
+    alpha: float = 2.0
+    looks_ahead: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise InvalidStrategy(f"EFF: alpha must be positive and finite, got {self.alpha!r}")
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Expected feasibility, the largest over thresholds, summed over tasks."""
+        return _largest(prospect, self._one)
+
+    def _one(self, u: Tensor, sd: Tensor) -> Tensor:
+        a = self.alpha
+        inside = ndtr(a - u) - ndtr(-a - u)
+        odd = 2 * ndtr(-u) - ndtr(-a - u) - ndtr(a - u)
+        even = 2 * _density(u) - _density(a + u) - _density(a - u)
+        return sd * (u * odd - even + a * inside)
+
+
+@dataclass(frozen=True)
+class Ranjan(Acquisition):
+    """Expected improvement towards a contour, E[max(epsilon^2 - (Y - T)^2, 0)] with epsilon = alpha s.
+
+    References:
+        Ranjan, Bingham, Michailidis, Technometrics 50 (2008) 527, eq. 8.
+    """
+
+    alpha: float = 1.96
+    looks_ahead: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise InvalidStrategy(f"Ranjan: alpha must be positive and finite, got {self.alpha!r}")
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Expected improvement, the largest over thresholds, summed over tasks."""
+        return _largest(prospect, self._one)
+
+    def _one(self, u: Tensor, sd: Tensor) -> Tensor:
+        low, high = -self.alpha - u, self.alpha - u
+        inside = ndtr(high) - ndtr(low)
+        first, second = _density(low) - _density(high), inside + low * _density(low) - high * _density(high)
+        return sd**2 * ((self.alpha**2 - u**2) * inside - 2 * u * first - second)
+
+
+@dataclass(frozen=True)
 class Sobol(Acquisition):
     """No criterion: the next points of a scrambled Sobol sequence, as a baseline."""
 
@@ -199,6 +302,20 @@ class Sobol(Acquisition):
     def score(self, prospect: Prospect) -> Tensor:
         """Zero: the sequence decides."""
         return torch.zeros_like(prospect.mean[0])
+
+
+def _density(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
+
+
+def _largest(prospect: Prospect, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sum over tasks of the largest one(u, s) over thresholds, with the tasks' weights; shape (c,)."""
+    total = torch.zeros_like(prospect.mean[0])
+    for i, levels in enumerate(prospect.levels):
+        sd = prospect.variance[i].sqrt()[:, None]
+        u = levelset.standardised(prospect.mean[i][:, None], prospect.variance[i][:, None], levels)
+        total = total + prospect.weights[i] * one(u, sd).amax(-1)
+    return total
 
 
 def truncated_normal(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,7 +349,8 @@ def _integrated(prospect: Prospect, drop: Any) -> Tensor:
 
 
 CRITERIA: Mapping[str, type[Acquisition]] = {
-    c.__name__: c for c in (SUR, MutualInformation, PES, ExclusionEntropy, Straddle, Sobol)
+    c.__name__: c
+    for c in (SUR, MutualInformation, PES, TargetedIMSE, EAVC, ExclusionEntropy, Straddle, EFF, Ranjan, Sobol)
 }
 
 

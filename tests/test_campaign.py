@@ -143,6 +143,9 @@ def test_failed_points_are_not_asked_again():
         campaign.tell(t.number, Outcome.failed("segmentation fault"))
     u = SPACE.to_unit(SPACE.tensor([t.x for t in campaign.trials[7:]]))
     assert torch.nn.functional.pdist(u).min() > 0.02
+    # For proposals they count as seen; what is reported does not pretend to know them.
+    wary, honest = (p.marginal(u)[1] for p in (believe(PROBLEM, STRATEGY, campaign.trials), campaign.posterior()))
+    assert (wary < 0.7 * honest).all()
 
 
 def test_the_design_goes_on_until_enough_trials_hold_values():

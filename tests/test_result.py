@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.optimize
+import torch
 
 import excursion
 from excursion.campaign import Campaign
@@ -280,6 +281,9 @@ def test_saturated_values_have_an_infinite_spread():
     result = find_level_set(lambda p: 10 ** (20 * (p["x"] - 0.5)), {"x": (0, 1)}, 1.0, transform="log-tanh", budget=12)
     mean, sd = result.mean_and_sd([[0.5], [1.0]])
     assert np.isfinite([mean[0], sd[0]]).all()
+    z, variance = (float(m) for m in result.posterior.marginal(torch.tensor([[0.5]], dtype=torch.float64)))
+    low, high = (10 ** math.atanh(z + k * math.sqrt(variance)) for k in (-1, 1))
+    assert sd[0] == pytest.approx((high - low) / 2, rel=1e-9)
     assert not np.isnan(sd).any()
 
 

@@ -9,7 +9,7 @@ import torch
 from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import GaussianProcess, Observations
 from excursion.surrogate.censored import _hazard, censored_sites
-from excursion.surrogate.evidence import Evidence, tilts
+from excursion.surrogate.evidence import Evidence, split, tilts
 from excursion.surrogate.linalg import JITTERS, cholesky
 from excursion.testing import SurrogateContract
 
@@ -307,3 +307,34 @@ def test_observations_are_checked():
         Observations.exact(u, torch.tensor([0.0, math.nan, 1.0], dtype=torch.float64))
     with pytest.raises(ShapeError, match="must be finite with variances >= 0"):
         Observations.exact(u, torch.zeros(3).double(), torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("metric", ["ard", "full"])
+def test_held_out_predictions_equal_leaving_one_out(metric):
+    rng = np.random.default_rng(3)
+    u, y, noise = rng.uniform(size=(9, 2)), rng.normal(size=9), rng.uniform(0.01, 0.1, 9)
+    theta = np.array([-1.0, -0.5, *([0.8] if metric == "full" else []), 0.2, -6.0])
+    evidence = Evidence("matern52", u, np.zeros((9, 1)), y, noise, np.ones(9))  # no mean to speak of
+    mean, variance = evidence.held_out(theta)
+    scales, mix, amplitude, nugget = split(theta, 2)
+    v = (u @ mix.T) / scales
+    k = amplitude * KERNELS["matern52"](np.linalg.norm(v[:, None] - v[None], axis=-1))
+    for i in range(9):
+        rest = np.arange(9) != i
+        gain = np.linalg.solve(k[rest][:, rest] + np.diag(noise[rest] + nugget), k[rest, i])
+        assert mean[i] == pytest.approx(gain @ y[rest], abs=1e-10)
+        assert variance[i] == pytest.approx(amplitude - gain @ k[rest, i] + noise[i] + nugget, rel=1e-9)
+
+
+def test_the_class_decides_between_explanations():
+    """A cliff along a difference: the side of held-out points picks the kernel that sees it."""
+    u, at = points(30), points(2000, seed=9)
+
+    def f(x):
+        return torch.tanh(25 * (x[:, 0] - x[:, 1] - 0.3))
+
+    levels = (torch.tensor([0.0], dtype=torch.float64),)
+    exact = Observations.exact(u, f(u))
+    informed = Observations(exact.u, exact.z, exact.variance, exact.side, levels)
+    wrong = (GaussianProcess().fit(informed).marginal(at)[0][0] > 0) != (f(at) > 0)
+    assert wrong.double().mean() < 0.01

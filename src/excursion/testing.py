@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -536,6 +537,13 @@ class AcquisitionContract:
         u = _unit_points(12, seed=7)
         all_of_them = acquisition.score(self.prospect(posterior, u))
         assert torch.allclose(all_of_them[4:7], acquisition.score(self.prospect(posterior, u[4:7])), rtol=1e-9)
+
+    def test_tasks_count_by_their_weights(self, acquisition: Acquisition, posterior: Posterior) -> None:
+        """The score of both tasks is the weighted sum of the scores of each alone."""
+        p = self.prospect(posterior, _unit_points(12, seed=7))
+        alone = [replace(p, weights=torch.tensor(w, dtype=torch.float64)) for w in ([1.0, 0.0], [0.0, 1.0])]
+        first, second = (acquisition.score(q) for q in alone)
+        assert torch.allclose(acquisition.score(p), 0.7 * first + 0.3 * second, rtol=1e-9, atol=1e-15)
 
     def test_settings_survive_json(self, acquisition: Acquisition) -> None:
         """Name and settings make the same criterion again."""

@@ -544,6 +544,7 @@ class AcquisitionContract:
         alone = [replace(p, weights=torch.tensor(w, dtype=torch.float64)) for w in ([1.0, 0.0], [0.0, 1.0])]
         first, second = (acquisition.score(q) for q in alone)
         assert torch.allclose(acquisition.score(p), 0.7 * first + 0.3 * second, rtol=1e-9, atol=1e-15)
+        assert not torch.allclose(first, second) or (first == 0).all()  # Sobol scores nothing
 
     def test_settings_survive_json(self, acquisition: Acquisition) -> None:
         """Name and settings make the same criterion again."""

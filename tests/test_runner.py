@@ -73,12 +73,12 @@ def test_parallel_rounds_give_the_points_of_a_single_process():
 def test_any_executor_keeps_all_workers_busy(kind):
     c = campaign(strategy=Strategy(design_size=50))
     if kind == "loky":
-        report = run(c, Function(lambda p: time.sleep(0.3) or plane(p)), budget=16, workers=4, progress=False)
+        report = run(c, Function(lambda p: time.sleep(0.5) or plane(p)), budget=16, workers=4, progress=False)
     else:
         make = ThreadPoolExecutor if kind == "threads" else ProcessPoolExecutor
         with make(4, **({} if kind == "threads" else {"mp_context": get_context("spawn")})) as executor:
             report = run(
-                c, Function(lambda p: time.sleep(0.3) or plane(p)), budget=16, executor=executor, progress=False
+                c, Function(lambda p: time.sleep(0.5) or plane(p)), budget=16, executor=executor, progress=False
             )
             assert executor.submit(math.sqrt, 4).result() == 2  # still open
     assert report.evaluations == 16
@@ -264,6 +264,18 @@ def start(tmp_path, url, budget):
     return process
 
 
+def wait_for_evaluations(tmp_path, n):
+    """Until the script has evaluated n more points; how long that takes depends on the machine's load."""
+    log = tmp_path / "log"
+    lines = len(log.read_text().splitlines()) if log.exists() else 0
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if log.exists() and len(log.read_text().splitlines()) >= lines + n:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {n} evaluations within two minutes")
+
+
 def end(process, how):
     """Send a signal to the run alone; its orphaned workers are ended afterwards."""
     process.send_signal(how)
@@ -281,7 +293,9 @@ def test_kill_9_at_any_moment_loses_no_told_value(tmp_path):
     told = {}
     for i in range(6):
         process = start(tmp_path, url, 400)
-        time.sleep(1.2 + 0.37 * i)
+        if i:  # the first one is killed while it starts
+            wait_for_evaluations(tmp_path, 2)
+        time.sleep(0.13 * i)
         assert end(process, signal.SIGKILL) == -signal.SIGKILL
         with open_store(url) as store:
             trials = Campaign.open(store, "c").trials
@@ -309,7 +323,7 @@ def test_ctrl_c_queues_what_was_in_flight(tmp_path):
     url = f"sqlite:///{tmp_path}/c.db"
     campaign(url).store.close()
     process = start(tmp_path, url, 400)
-    time.sleep(4)
+    wait_for_evaluations(tmp_path, 3)
     assert end(process, signal.SIGINT) != 0
     with open_store(url) as store:
         trials = Campaign.open(store, "c").trials

@@ -151,8 +151,7 @@ def test_a_dying_worker_costs_its_own_trial_only():
     killers = [t for t in c.trials if t.x["x"] < 0.3 and t.x["y"] < 0.5]
     assert killers
     assert all("the worker process died" in t.outcome.error for t in killers)
-    assert sum(t.state == "complete" for t in c.trials) >= 14 - 2 * len(killers)
-    assert all(t.state in ("complete", "failed") for t in c.trials)
+    assert all(t.state == "complete" for t in c.trials if t not in killers)  # neighbours in the pool are innocent
 
 
 def test_an_evaluator_that_cannot_travel_fails_at_once():

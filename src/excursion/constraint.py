@@ -311,8 +311,8 @@ class Constraint:
         InvalidSpace: not an expression, or one that does more than the above.
 
     Example:
-        >>> Constraint("sqrt(x) < y").names
-        frozenset({'x', 'y'})
+        >>> sorted(Constraint("sqrt(x) < y").names)
+        ['x', 'y']
     """
 
     expression: str | Callable[[dict[str, float]], bool]

@@ -33,7 +33,7 @@ from .errors import (
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
 
-#: A trial that was in flight when this many worker pools broke is recorded as failed.
+#: A trial that was in flight when this many worker pools broke, alone the last time, is recorded as failed.
 _BREAKS = 2
 #: A trial that was queued again this many times, because whoever ran it had died, is recorded as failed.
 _DEATHS = 5
@@ -110,11 +110,20 @@ def run(
         stack.callback(pool.close)
         display = stack.enter_context(_display(campaign, budget, workers) if progress else contextlib.nullcontext())
         running: dict[Future, Trial] = {}
+        suspects: list[Trial] = []  # in flight when a pool broke; evaluated alone, so that only the guilty one fails
+
+        def start(trial: Trial) -> None:
+            running[pool.submit(Job(dict(trial.x), trial.number, trial.seed))] = trial
+
         try:
             while True:
-                while len(running) < workers and (trial := store.claim(name, owner)):
-                    running[pool.submit(Job(dict(trial.x), trial.number, trial.seed))] = trial
-                if not reason and not exhausted and workers - len(running) >= min(batch, workers):
+                if suspects and not running:
+                    start(suspects.pop(0))
+                alone = bool(suspects) or any(t.number in breaks for t in running.values())
+                while not alone and len(running) < workers and (trial := store.claim(name, owner)):
+                    start(trial)
+                free = 0 if alone else workers - len(running)
+                if not reason and not exhausted and free >= min(batch, workers):
                     # Every queued trial is in flight and a batch of workers is free.
                     trials = campaign.trials
                     left = budget - len(trials)
@@ -133,7 +142,7 @@ def run(
                 if display:
                     display.show(evaluations, failed, running.values())
                 if not running:
-                    if not (reason or exhausted):
+                    if suspects or not (reason or exhausted):
                         continue
                     break
                 done, _ = wait(running, timeout=0.5 if display else None, return_when=FIRST_COMPLETED)
@@ -142,15 +151,14 @@ def run(
                     outcome = _outcome(campaign, future)
                     if outcome is None:  # the pool broke while this was in flight; whose fault it was is not known
                         breaks[trial.number] = breaks.get(trial.number, 0) + 1
+                        pool.renew()
                         if breaks[trial.number] < _BREAKS:
-                            store.release(name, number=trial.number)
-                            pool.renew()
+                            suspects.append(trial)
                             continue
                         outcome = Outcome.failed(
                             f"the worker process died {_BREAKS} times during this evaluation (killed, out of memory "
                             "or a crash in compiled code)"
                         )
-                        pool.renew()
                     # Told by somebody else meanwhile: their word stands.
                     with contextlib.suppress(TrialFinished):
                         state = store.finish(name, trial.number, outcome).state
@@ -256,7 +264,11 @@ class _Pool:
         if not self._inline:
             try:
                 return self._executor().submit(evaluate_pickled, self._payload, job)
-            except (BrokenExecutor, RuntimeError) as error:
+            except RuntimeError as error:  # BrokenExecutor is one
+                if self._given is None and isinstance(error, BrokenExecutor):
+                    # A worker died a moment ago and no future has told yet: a pool of ours is made again.
+                    self.renew()
+                    return self._executor().submit(evaluate_pickled, self._payload, job)
                 raise InvalidStrategy(
                     f"run: the executor must take work, got {type(error).__name__}: {error}. "
                     "Nothing is lost: run again with a new executor"

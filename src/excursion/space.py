@@ -167,10 +167,10 @@ class ParameterSpace:
         >>> space = ParameterSpace(
         ...     (Parameter("m", 100, 500, unit="GeV"), Parameter("g", 1e-3, 1, scale="log")), ("m * g < 250",)
         ... )
-        >>> space.to_unit(torch.tensor([[300.0, 1.0]], dtype=torch.float64))
-        tensor([[0.5000, 1.0000]], dtype=torch.float64)
-        >>> space.allowed(torch.tensor([[300.0, 1.0]], dtype=torch.float64))
-        tensor([False])
+        >>> space.to_unit(torch.tensor([[300.0, 1.0]], dtype=torch.float64)).tolist()
+        [[0.5, 1.0]]
+        >>> space.allowed(torch.tensor([[300.0, 1.0]], dtype=torch.float64)).tolist()
+        [False]
     """
 
     parameters: tuple[Parameter, ...]

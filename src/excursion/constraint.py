@@ -166,29 +166,38 @@ def _number(node: ast.expr, columns: Columns) -> Any:
     raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
 
 
-def _truth(node: ast.expr, columns: Columns) -> Truth:
-    """The truth of a checked tree at every point."""
+def _logic(node: ast.expr, compare: Callable[[ast.Compare], Truth]) -> Truth:
+    """and, or and not of a checked tree, for whatever `compare` says of its comparisons."""
     match node:
         case ast.BoolOp(op=op, values=values):
-            yes, no = _truth(values[0], columns)
+            yes, no = _logic(values[0], compare)
             for value in values[1:]:
-                more_yes, more_no = _truth(value, columns)
+                more_yes, more_no = _logic(value, compare)
                 if isinstance(op, ast.And):
                     yes, no = yes & more_yes, no | more_no
                 else:
                     yes, no = yes | more_yes, no & more_no
             return yes, no
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yes, no = _truth(operand, columns)
+            yes, no = _logic(operand, compare)
             return no, yes
-        case ast.Compare(left=left, ops=ops, comparators=comparators):
-            numbers = [_number(value, columns) for value in (left, *comparators)]
-            yes, no = np.True_, np.False_
-            for comparison, a, b in zip(ops, numbers[:-1], numbers[1:]):
-                holds, known = _COMPARISONS[type(comparison)](a, b), ~(np.isnan(a) | np.isnan(b))
-                yes, no = yes & holds & known, no | (~holds & known)
-            return yes, no
+        case ast.Compare():
+            return compare(node)
     raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
+
+
+def _truth(node: ast.expr, columns: Columns) -> Truth:
+    """The truth of a checked tree at every point."""
+
+    def compare(node: ast.Compare) -> Truth:
+        numbers = [_number(value, columns) for value in (node.left, *node.comparators)]
+        yes, no = np.True_, np.False_
+        for comparison, a, b in zip(node.ops, numbers[:-1], numbers[1:]):
+            holds, known = _COMPARISONS[type(comparison)](a, b), ~(np.isnan(a) | np.isnan(b))
+            yes, no = yes & holds & known, no | (~holds & known)
+        return yes, no
+
+    return _logic(node, compare)
 
 
 # Interval arithmetic: bounds of an expression over boxes (R. E. Moore, Interval Analysis, 1966). Bounds may be too
@@ -261,38 +270,28 @@ def _magnitude(a: Bounds) -> Bounds:
 
 def _possible(node: ast.expr, boxes: Mapping[str, Bounds]) -> Truth:
     """Whether a checked tree may hold, and whether it may fail, somewhere in every box."""
-    match node:
-        case ast.BoolOp(op=op, values=values):
-            yes, no = _possible(values[0], boxes)
-            for value in values[1:]:
-                more_yes, more_no = _possible(value, boxes)
-                if isinstance(op, ast.And):
-                    yes, no = yes & more_yes, no | more_no
-                else:
-                    yes, no = yes | more_yes, no & more_no
-            return yes, no
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yes, no = _possible(operand, boxes)
-            return no, yes
-        case ast.Compare(left=left, ops=ops, comparators=comparators):
-            bounds = [_number_bounds(value, boxes) for value in (left, *comparators)]
-            yes, no = np.True_, np.False_
-            for comparison, a, b in zip(ops, bounds[:-1], bounds[1:]):
-                # Rounding of the bounds must not decide.
-                scale = [np.where(np.isfinite(v), np.abs(v), 0.0) for v in (*a, *b)]
-                slack = 1e-9 * reduce(np.maximum, scale)
-                below, above = a[0] <= b[1] + slack, a[1] >= b[0] - slack
-                match comparison:
-                    case ast.Lt() | ast.LtE():
-                        yes, no = yes & below, no | above
-                    case ast.Gt() | ast.GtE():
-                        yes, no = yes & above, no | below
-                    case ast.Eq():
-                        yes, no = yes & below & above, no | True
-                    case _:
-                        no = no | (below & above)
-            return yes, no
-    raise AssertionError(f"unchecked syntax: {ast.dump(node)}")
+
+    def compare(node: ast.Compare) -> Truth:
+        bounds = [_number_bounds(value, boxes) for value in (node.left, *node.comparators)]
+        yes: Any = np.True_
+        no: Any = np.False_
+        for comparison, a, b in zip(node.ops, bounds[:-1], bounds[1:]):
+            # Rounding of the bounds must not decide.
+            scale = [np.where(np.isfinite(v), np.abs(v), 0.0) for v in (*a, *b)]
+            slack = 1e-9 * reduce(np.maximum, scale)
+            below, above = a[0] <= b[1] + slack, a[1] >= b[0] - slack
+            match comparison:
+                case ast.Lt() | ast.LtE():
+                    yes, no = yes & below, no | above
+                case ast.Gt() | ast.GtE():
+                    yes, no = yes & above, no | below
+                case ast.Eq():
+                    yes, no = yes & below & above, no | True
+                case _:
+                    no = no | (below & above)
+        return yes, no
+
+    return _logic(node, compare)
 
 
 @dataclass(frozen=True)

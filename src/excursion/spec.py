@@ -513,8 +513,8 @@ def evaluator(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
 
 
 def _sleptons(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
-    from .evaluators.pyhf import TASKS, CountsModel, PyhfEvaluator
-    from .examples.sleptons import Simulation, background_spec
+    from .evaluators.pyhf import TASKS
+    from .examples import sleptons
 
     for kind, names, needed in (
         ("parameters", problem.space.names, ("m_slepton", "m_chi")),
@@ -524,11 +524,8 @@ def _sleptons(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
         if wrong:
             raise InvalidSpec(f"example sleptons: {kind} must be {', '.join(needed)}, got {list(names)}. Rename them")
     given = dict(settings)
-    mu_max = given.pop("mu_max", 1e4)
     del given["example"]
-    return Selected(
-        PyhfEvaluator(Simulation(**given), CountsModel(**background_spec()), mu_max=mu_max), problem.task_names
-    )
+    return Selected(sleptons.evaluator(**given), problem.task_names)
 
 
 # ---------------------------------------------------------------------------------------------- the campaign

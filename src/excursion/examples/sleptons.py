@@ -721,16 +721,19 @@ def problem() -> Problem:
     return Problem(space, tuple(Task(name, (1.0,), "log-tanh", weight=w) for name, w in WEIGHTS.items()))
 
 
-def evaluator(events: int = 5000, fidelity: Fidelity = "parton") -> PyhfEvaluator:
+def evaluator(
+    events: int = 5000, fidelity: Fidelity = "parton", decays: int = 10, mu_max: float = 1e4
+) -> PyhfEvaluator:
     """Two masses -> six limits on the signal strength: Pythia, the selection, pyhf.
 
     Args:
         events: slepton pairs to generate at each point.
-        fidelity: see `Simulation`.
+        fidelity, decays: see `Simulation`.
+        mu_max: the largest signal strength that is tried, see `PyhfEvaluator`.
     """
     from ..evaluators.pyhf import CountsModel, PyhfEvaluator
 
-    return PyhfEvaluator(Simulation(events, fidelity), CountsModel(**background_spec()))
+    return PyhfEvaluator(Simulation(events, fidelity, decays), CountsModel(**background_spec()), mu_max=mu_max)
 
 
 def main(

@@ -108,7 +108,7 @@ def run(
     with contextlib.ExitStack() as stack:
         pool = _Pool(evaluator, executor, workers)
         stack.callback(pool.close)
-        display = stack.enter_context(_display(campaign, budget, workers) if progress else contextlib.nullcontext())
+        display = stack.enter_context(_display(campaign, budget) if progress else contextlib.nullcontext())
         running: dict[Future, Trial] = {}
         suspects: list[Trial] = []  # in flight when a pool broke; evaluated alone, so that only the guilty one fails
 
@@ -313,8 +313,8 @@ class _Pool:
 class _Display:
     """Live figures of a run: one line on a terminal, a line every now and then elsewhere."""
 
-    def __init__(self, campaign: Campaign, budget: int, workers: int, live: rich.live.Live | None) -> None:
-        self._campaign, self._budget, self._workers, self._live = campaign, budget, workers, live
+    def __init__(self, campaign: Campaign, budget: int, live: rich.live.Live | None) -> None:
+        self._campaign, self._budget, self._live = campaign, budget, live
         self._start = self._said = time.monotonic()
         self._known, self._left = -1, "?"
         self._before = sum(t.state in FINISHED for t in campaign.trials)
@@ -351,10 +351,10 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _display(campaign: Campaign, budget: int, workers: int) -> Iterator[_Display]:
+def _display(campaign: Campaign, budget: int) -> Iterator[_Display]:
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:
-        yield _Display(campaign, budget, workers, None)
+        yield _Display(campaign, budget, None)
         return
     with rich.live.Live(console=console, refresh_per_second=4) as live:
-        yield _Display(campaign, budget, workers, live)
+        yield _Display(campaign, budget, live)

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 
@@ -26,7 +27,7 @@ from excursion.acquisition import (
 )
 from excursion.acquisition.criteria import truncated_normal
 from excursion.acquisition.search import SEPARATION, integration_set, poisson_disc
-from excursion.errors import InvalidStrategy, SpaceExhausted
+from excursion.errors import InvalidStrategy, ShapeError, SpaceExhausted
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess, Observations
 from excursion.testing import AcquisitionContract
@@ -311,6 +312,34 @@ def test_large_batches_and_many_points_stay_sane(posterior):
     u, scores = select(SUR(), posterior, SPACE, TARGET, 60, seed=3, taken=NOTHING)
     assert torch.nn.functional.pdist(u).min() > SEPARATION
     assert torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("batch", ["joint", "poisson-disc", "top"])
+def test_a_search_among_given_points_proposes_rows_of_the_table_only(posterior, batch):
+    """Rows that lie closer than the search's own separation count; one asked before does not come again."""
+    table = torch.cat([points(40, seed=9), points(1, seed=9) + 1e-5, points(3, seed=9)])  # 41 distinct rows
+    taken, left = table[:31], table[31:41]
+    search = Search(batch=batch, integration=32)
+    u, scores = select(SUR(), posterior, SPACE, TARGET, 10, seed=3, taken=taken, search=search, among=table)
+    assert torch.isfinite(scores).all()
+    assert sorted(u.tolist()) == sorted(left.tolist())
+    with pytest.raises(SpaceExhausted, match="needs 11 allowed points, got 10"):
+        select(SUR(), posterior, SPACE, TARGET, 11, seed=3, taken=taken, search=search, among=table)
+
+
+def test_a_search_among_given_points_integrates_over_them(posterior):
+    """The score is the expected drop of the misclassified fraction of the table."""
+    table = points(16, seed=9)
+    u, scores = select(SUR(), posterior, SPACE, TARGET, 1, seed=3, taken=NOTHING, among=table)
+
+    mean, variance = (m[0].numpy() for m in posterior.marginal(table))
+    cross = posterior.cross(table, u)[0, :, 0].numpy()
+    rho = np.abs(cross) / np.sqrt(variance * float(posterior.marginal(u)[1][0, 0] + posterior.noise[0]))
+    now = scipy.stats.norm.cdf(-np.abs(mean - 0.8) / np.sqrt(variance))
+    then = 2 * scipy.special.owens_t((mean - 0.8) / np.sqrt(variance), np.sqrt(1 - rho**2) / rho)
+    assert float(scores[0]) == pytest.approx((now - then).mean(), rel=1e-6)
+    with pytest.raises(ShapeError, match=r"among must have shape \(m, 2\) with m > 0, got \(3, 1\)"):
+        select(SUR(), posterior, SPACE, TARGET, 1, seed=3, taken=NOTHING, among=table[:3, :1])
 
 
 # --- bad input

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import levelset
-from ..errors import InvalidStrategy, SpaceExhausted
+from ..errors import InvalidStrategy, ShapeError, SpaceExhausted
 from ..space import ParameterSpace
 from ..surrogate import Posterior
 from .criteria import Acquisition, Prospect
@@ -72,12 +72,16 @@ class Search:
 
 
 def integration_set(interest: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices (n,) into the pool and weights (n,): importance sampling near the band, with a uniform part.
+    """Indices into the pool and weights, both (n,): importance sampling near the band, with a uniform part.
+
+    A pool of no more than n points is taken whole.
 
     sum_i weight_i g(u_i) is an unbiased estimate of the mean of g over the pool. A uniform set of some hundred points
     misses the band altogether in four dimensions.
     """
     uniform = torch.full_like(interest, 1 / len(interest))
+    if len(interest) <= n:
+        return torch.arange(len(interest)), uniform
     total = interest.sum()
     density = 0.85 * interest / total + 0.15 * uniform if total > 1e-12 * len(interest) else uniform
     # Systematic sampling: one uniform number, low variance.
@@ -97,6 +101,7 @@ def select(
     seed: int,
     taken: Tensor,
     search: Search | None = None,
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The best batch of n points, a function of its arguments and nothing else.
 
@@ -109,22 +114,33 @@ def select(
         seed: of candidates and integration points.
         taken: points asked before, (k, d); never proposed again where the space is quantised.
         search: settings.
+        among: search these points (m, d) only, a table of known simulations, say: candidates and integration points
+            are rows of it, unchanged, and nothing else is proposed. Whether ``space`` allows them is not looked at.
 
     Returns:
         Points (n, d) in the unit cube and their scores (n,).
 
     Raises:
         SpaceExhausted: fewer than n allowed points are left.
+        ShapeError: ``among`` is not of shape (m, d).
     """
     search = search or Search()
     generator = torch.Generator().manual_seed(seed % 2**63)
-    pool = space.sample(0, search.pool_size(space.dim), seed % 2**31)
+    gap, polish = SEPARATION, search.polish
+    if among is None:
+        pool = space.sample(0, search.pool_size(space.dim), seed % 2**31)
+    else:
+        if among.ndim != 2 or among.shape[1] != space.dim or not len(among):
+            raise ShapeError(f"search: among must have shape (m, {space.dim}) with m > 0, got {tuple(among.shape)}")
+        pool, gap, polish = _distinct(among), 1e-9, 0
     interest = target.interest(*posterior.marginal(pool))
     index, weight = integration_set(interest, search.integration if acquisition.looks_ahead else 0, generator)
     at = pool[index]
 
     if search.batch == "poisson-disc":
-        free = _distinct(pool[_not_taken(pool, taken)])
+        free = _distinct(pool[_not_taken(pool, taken, gap)])
+        if len(free) < n:
+            raise _exhausted(n, len(free))
         worth = torch.cat(
             [
                 acquisition.score(_Field.of(posterior, c, at).prospect(posterior.noise, target, weight, slice(None)))
@@ -135,12 +151,15 @@ def select(
         return free[chosen], worth[chosen]
 
     size = search.candidates + 8 * n
-    candidates = _candidates(pool, interest, taken, size, generator)
-    gap = SEPARATION
-    if len(candidates) < 2 * n:  # a coarse lattice, nearly used up: everything that is left, or SpaceExhausted
+    candidates = _candidates(pool, interest, _not_taken(pool, taken, gap), size, generator)
+    if (
+        among is None and len(candidates) < 2 * n
+    ):  # a coarse lattice, nearly used up: everything that is left, or SpaceExhausted
         gap = 1e-9
         left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
-        candidates = left[_not_taken(left, taken, 1e-9)]
+        candidates = left[_not_taken(left, taken, gap)]
+    if len(candidates) < n:
+        raise _exhausted(n, len(candidates))
     field = _Field.of(posterior, candidates, at)
 
     def score(f: _Field, i: Tensor | slice = slice(None)) -> Tensor:
@@ -156,7 +175,7 @@ def select(
             best = int(stale.argmax())
             value = stale[best]
         pick = candidates[best]
-        for shrink in range(search.polish):
+        for shrink in range(polish):
             fresh = torch.cat([taken, *(p[None] for p in picks)])
             near = _around(
                 candidates[_top(stale, best, 5)] if shrink == 0 else pick[None], space, fresh, shrink, generator
@@ -169,10 +188,7 @@ def select(
         scores.append(value)
         stale = torch.where(_not_taken(candidates, pick[None], gap), stale, -math.inf)
         if stale.isneginf().all() and len(picks) < n:
-            raise SpaceExhausted(
-                f"search: needs {n} allowed points, got {len(picks)} that have not been asked. "
-                "Use a finer step or a smaller batch"
-            )
+            raise _exhausted(n, len(picks))
         if search.batch == "joint" and len(picks) < n:
             field = field.after(posterior, pick)
             posterior = posterior.condition(pick[None])
@@ -267,14 +283,22 @@ def _not_taken(u: Tensor, taken: Tensor, gap: float = SEPARATION) -> Tensor:
     return torch.cdist(u, taken, p=math.inf, compute_mode="donot_use_mm_for_euclid_dist").amin(1) > gap
 
 
-def _candidates(pool: Tensor, interest: Tensor, taken: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Part of the pool: one third anywhere, two thirds drawn with probability proportional to the interest."""
-    keys = torch.rand(2, len(pool), generator=generator, dtype=pool.dtype).clamp_min(1e-300)
+def _exhausted(n: int, found: int) -> SpaceExhausted:
+    return SpaceExhausted(
+        f"search: needs {n} allowed points, got {found} that have not been asked. Use a finer step or a smaller batch"
+    )
+
+
+def _candidates(pool: Tensor, interest: Tensor, free: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Part of the free pool: one third anywhere, two thirds drawn with probability proportional to the interest."""
+    keys = torch.rand(2, len(pool), generator=generator, dtype=pool.dtype).clamp_min(1e-300)[:, free]
+    pool, interest = pool[free], interest[free]
+    if not len(pool):
+        return pool
     anywhere = keys[0].topk(min(n // 3, len(pool))).indices
     # Weighted sampling without replacement (Efraimidis and Spirakis 2006): largest log(uniform)/weight.
     near = (keys[1].log() / (interest + 1e-9 * interest.max() + 1e-300)).topk(min(n - n // 3, len(pool))).indices
-    found = pool[torch.unique(torch.cat([anywhere, near]))]
-    return found[_not_taken(found, taken)]
+    return pool[torch.unique(torch.cat([anywhere, near]))]
 
 
 def _around(centres: Tensor, space: ParameterSpace, taken: Tensor, shrink: int, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from excursion.acquisition import (
     CRITERIA,
     EAVC,
     EFF,
+    EI,
     PES,
+    PI,
     SUR,
+    UCB,
     ExclusionEntropy,
     MutualInformation,
     Ranjan,
@@ -23,9 +27,10 @@ from excursion.acquisition import (
     Target,
     TargetedIMSE,
     acquisition_from_json,
+    incumbent,
     select,
 )
-from excursion.acquisition.criteria import truncated_normal
+from excursion.acquisition.criteria import Prospect, truncated_normal
 from excursion.acquisition.search import SEPARATION, integration_set, poisson_disc
 from excursion.errors import InvalidStrategy, ShapeError, SpaceExhausted
 from excursion.space import Parameter, ParameterSpace
@@ -188,6 +193,47 @@ def test_eavc_is_the_expected_change_of_the_volume(posterior, levels):
         assert float(score) == pytest.approx(average_over_outcomes(posterior, at, candidate, change), rel=0.04)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("criterion", "of_gain"),
+    [
+        (EI(), lambda gain, s: np.maximum(gain, 0)),
+        (PI(), lambda gain, s: gain > 0),
+        (UCB(kappa=1.5), lambda gain, s: gain + 1.5 * s),
+    ],
+    ids=["EI", "PI", "UCB"],
+)
+def test_optimum_criteria_by_quadrature(criterion, of_gain, sign):
+    """The average over the outcome f of a gain, tasks with weights, leads from -9 to 9 standard deviations."""
+    mean = torch.linspace(-4, 5, 14, dtype=torch.float64).reshape(2, 7)
+    variance = torch.tensor([[0.25], [4.0]], dtype=torch.float64).expand(2, 7)
+    best, weights = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([0.7, 0.3], dtype=torch.float64)
+    none = torch.zeros(2, 0, dtype=torch.float64)
+    levels = (torch.zeros(0, dtype=torch.float64),) * 2
+    p = Prospect(mean, variance, none[:, 0:0], levels, weights, none, none, none[0], none[:, :, None], best, sign)
+    expect = np.zeros(7)
+    for i in range(2):
+        for c in range(7):
+            m, s, b = float(mean[i, c]), math.sqrt(float(variance[i, c])), float(best[i])
+            kink = np.clip(b, m - 12 * s, m + 12 * s)  # integrated piecewise, each piece smooth
+            for low, high in ((m - 12 * s, kink), (kink, m + 12 * s)):
+                if low < high:
+                    x, w = np.polynomial.legendre.leggauss(200)
+                    f = low + (high - low) * (x + 1) / 2
+                    gain = of_gain(sign * (f - (b if not isinstance(criterion, UCB) else 0)), s)
+                    expect[c] += float(weights[i]) * (high - low) / 2 * (w * scipy.stats.norm.pdf(f, m, s) * gain).sum()
+    assert np.allclose(criterion.score(p).numpy(), expect, rtol=1e-6, atol=1e-12)
+
+
+def test_expected_improvement_keeps_its_digits_far_below_the_incumbent():
+    """At 30 standard deviations the expectation is 1e-200; by Mills' asymptotic series."""
+    u = torch.tensor([[-30.0]], dtype=torch.float64)
+    one, none = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.float64)
+    p = Prospect(u, one, none[0], (none[0],), one[0], none, none, none[0], none[:, :, None], 0 * one[0])
+    series = scipy.stats.norm.pdf(30) / 900 * (1 - 3 / 900 + 15 / 900**2 - 105 / 900**3 + 945 / 900**4)
+    assert float(EI().score(p)) == pytest.approx(series, rel=1e-8)
+
+
 @pytest.mark.parametrize(("a", "b"), [(-math.inf, 0.3), (-1.0, 2.0), (5.0, math.inf), (-math.inf, -7.0), (6.0, 6.5)])
 def test_truncated_normal_moments(a, b):
     probability, variance = truncated_normal(*(torch.tensor([v], dtype=torch.float64) for v in (a, b)))
@@ -269,13 +315,14 @@ def test_batches_are_allowed_distinct_and_reproducible(acquisition, posterior, b
     taken = space.snap(points(8))
     if isinstance(acquisition, Sobol) and batch != "poisson-disc":
         return  # nothing to choose by
-    u, scores = select(acquisition, posterior, space, TARGET, 6, seed=3, taken=taken, search=search)
+    sought = replace(TARGET, best=incumbent(posterior, points(8))) if acquisition.seeks == "optimum" else TARGET
+    u, scores = select(acquisition, posterior, space, sought, 6, seed=3, taken=taken, search=search)
     assert u.shape == (6, 2)
     assert scores.shape == (6,)
     assert space.allowed_unit(u).all()
     assert torch.allclose(u, space.snap(u), atol=1e-12)
     assert torch.cdist(u, torch.cat([u, taken])).add(10 * torch.eye(6, 14)).min() > 1e-6
-    again = select(acquisition, posterior, space, TARGET, 6, seed=3, taken=taken, search=search)
+    again = select(acquisition, posterior, space, sought, 6, seed=3, taken=taken, search=search)
     assert torch.equal(u, again[0])
 
 
@@ -306,6 +353,43 @@ def test_a_lattice_is_used_up_to_the_last_point(posterior):
     assert torch.cdist(u, torch.cat([taken, u])).add(10 * torch.eye(3, 12).roll(9, 1)).min() > 0.1
     with pytest.raises(SpaceExhausted):
         select(SUR(), posterior, space, TARGET, 4, seed=1, taken=taken, search=Search(pool=16))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("criterion", [EI(), PI(), UCB()], ids=repr)
+def test_a_search_for_the_optimum(posterior, criterion, sign):
+    """The first point is the best of the pool; later ones know those before, the incumbent included."""
+    observed = points(8)
+    target = Target((NOTHING[:, 0],), torch.ones(1, dtype=torch.float64), incumbent(posterior, observed, sign), sign)
+    assert float(target.best) == pytest.approx(float((sign * posterior.marginal(observed)[0]).max() * sign))
+    search = Search(pool=48, candidates=48, polish=0)
+    u, scores = select(criterion, posterior, SPACE, target, 4, seed=5, taken=NOTHING, search=search)
+    pool, belief, best, chosen = SPACE.sample(0, 48, 5), posterior, sign * float(target.best), []
+    for pick, score in zip(u, scores):
+        m, s = (a[0].numpy() for a in belief.marginal(pool))
+        m, s = sign * m, np.sqrt(s)
+        z = (m - best) / s
+        worth = {
+            "EI": s * (z * scipy.stats.norm.cdf(z) + scipy.stats.norm.pdf(z)),
+            "PI": scipy.stats.norm.cdf(z),
+            "UCB": m + 2 * s,
+        }[type(criterion).__name__]
+        worth[chosen] = -np.inf  # a point is asked once
+        k = worth.argmax()
+        chosen.append(k)
+        assert torch.equal(pick, pool[k])
+        assert float(score) == pytest.approx(worth[k], rel=1e-6, abs=1e-12)
+        belief, best = belief.condition(pool[k][None]), max(best, m[k])
+
+
+def test_criteria_must_fit_what_is_sought(posterior):
+    optimum = Target((NOTHING[:, 0],), torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    with pytest.raises(InvalidStrategy, match=r"must fit what is sought, an optimum, got SUR\(.*Use EI"):
+        select(SUR(), posterior, SPACE, optimum, 1, seed=5, taken=NOTHING)
+    with pytest.raises(InvalidStrategy, match=r"must fit what is sought, level sets, got EI\(.*Use SUR"):
+        select(EI(), posterior, SPACE, TARGET, 1, seed=5, taken=NOTHING)
+    with pytest.raises(InvalidStrategy, match="improvement must be over an incumbent, got none"):
+        EI().score(replace(prospect(posterior, points(3), (0.8,)), best=None))
 
 
 def test_large_batches_and_many_points_stay_sane(posterior):
@@ -357,6 +441,7 @@ def test_an_unknown_criterion_lists_the_known():
     [
         (lambda: SUR(loss="entropy"), "loss must be 'misclassification' or 'variance', got 'entropy'"),
         (lambda: Straddle(kappa=0), "kappa must be positive and finite, got 0"),
+        (lambda: UCB(kappa=math.inf), "kappa must be positive and finite, got inf"),
         (lambda: Search(batch="best"), "batch must be joint, poisson-disc or top, got 'best'"),
         (lambda: Search(candidates=3), "must be at least 16, got .*candidates=3"),
     ],

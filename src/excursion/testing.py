@@ -524,6 +524,7 @@ class AcquisitionContract:
             at_variance,
             torch.full((40,), 1 / 40, dtype=torch.float64),
             posterior.cross(at, candidates),
+            best=at_mean.amax(1),
         )
 
     def test_one_finite_score_per_candidate(self, acquisition: Acquisition, posterior: Posterior) -> None:
@@ -563,5 +564,6 @@ class AcquisitionContract:
             1e6 * p.at_variance,
             p.at_weight,
             1e6 * p.cross,
+            best=None if p.best is None else 1000 * p.best,
         )
         assert acquisition.score(p).argmax() == acquisition.score(scaled).argmax()

@@ -6,8 +6,11 @@ from .criteria import (
     CRITERIA,
     EAVC,
     EFF,
+    EI,
     PES,
+    PI,
     SUR,
+    UCB,
     Acquisition,
     ExclusionEntropy,
     MutualInformation,
@@ -18,14 +21,17 @@ from .criteria import (
     TargetedIMSE,
     acquisition_from_json,
 )
-from .search import Search, Target, poisson_disc, select
+from .search import Search, Target, incumbent, poisson_disc, select
 
 __all__ = [
     "CRITERIA",
     "EAVC",
     "EFF",
+    "EI",
     "PES",
+    "PI",
     "SUR",
+    "UCB",
     "Acquisition",
     "ExclusionEntropy",
     "MutualInformation",
@@ -37,6 +43,7 @@ __all__ = [
     "Target",
     "TargetedIMSE",
     "acquisition_from_json",
+    "incumbent",
     "poisson_disc",
     "select",
 ]

@@ -1,12 +1,13 @@
 """Criteria: how much a look at a candidate is worth. Pure functions of the belief; larger is better, always.
 
 Several thresholds of a task add up; several tasks add up with their weights. Pending points and batches are no concern
-of a criterion: the belief it sees has been conditioned on them.
+of a criterion: the belief it sees has been conditioned on them. EI, PI and UCB seek an optimum, the others level sets.
 
 References:
     Bect et al., Stat. Comput. 22 (2012) 773; Chevalier et al., Technometrics 56 (2014) 455: SUR.
     Bryan et al., NeurIPS 2005: straddle. Bichon et al. 2008: EFF. Ranjan et al. 2008. Picheny et al. 2010: tIMSE.
     Letham et al., AISTATS 2022 (arXiv:2203.09751): mutual information.
+    Jones, Schonlau, Welch 1998: EI. Kushner 1964: PI. Srinivas et al. 2010; Desautels et al. 2014: UCB and its batches.
     Heinrich, Louppe, Cranmer, Espejo (excursion, 2018-21) and ATL-PHYS-PUB-2022-045: exclusion entropy (MES), PES.
 """
 
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.special import log_ndtr, ndtr
+from torch.special import erfcx, log_ndtr, ndtr
 
 from .. import levelset
 from ..errors import InvalidStrategy
@@ -39,6 +40,8 @@ class Prospect:
         at_mean, at_variance: of f at the integration points, (t, m).
         at_weight: of the integration points; sums over them estimate integrals over the allowed volume, (m,).
         cross: covariance between integration points and candidates, (t, m, c).
+        best: per task the incumbent, see `Target.best`, (t,); None where only level sets are sought.
+        sign: +1 if the optimum is a maximum, -1 if it is a minimum.
     """
 
     mean: Tensor
@@ -50,6 +53,8 @@ class Prospect:
     at_variance: Tensor
     at_weight: Tensor
     cross: Tensor
+    best: Tensor | None = None
+    sign: float = 1.0
 
     def remaining(self, task: int) -> Tensor:
         """r = s+^2/s^2, the part of the variance that is left at (m) after a look at (c): shape (m, c), in [0, 1]."""
@@ -63,6 +68,8 @@ class Acquisition(ABC):
 
     #: Whether the criterion needs the integration points of a `Prospect`.
     looks_ahead: ClassVar[bool]
+    #: What it is a criterion for: "level set" needs thresholds, "optimum" an incumbent or a sign, "any" nothing.
+    seeks: ClassVar[str]
 
     @abstractmethod
     def score(self, prospect: Prospect) -> Tensor:
@@ -82,6 +89,7 @@ class SUR(Acquisition):
 
     loss: str = "misclassification"
     looks_ahead: ClassVar[bool] = True
+    seeks: ClassVar[str] = "level set"
 
     def __post_init__(self) -> None:
         if self.loss not in ("misclassification", "variance"):
@@ -110,6 +118,7 @@ class MutualInformation(Acquisition):
     """
 
     looks_ahead: ClassVar[bool] = True
+    seeks: ClassVar[str] = "level set"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Expected drop of the class entropy, averaged over the allowed volume."""
@@ -132,6 +141,7 @@ class PES(Acquisition):
     """
 
     looks_ahead: ClassVar[bool] = True
+    seeks: ClassVar[str] = "level set"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Information gain, averaged over the allowed volume."""
@@ -157,6 +167,7 @@ class ExclusionEntropy(Acquisition):
     """
 
     looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "level set"
 
     def score(self, prospect: Prospect) -> Tensor:
         """H of the class probabilities."""
@@ -177,6 +188,7 @@ class Straddle(Acquisition):
 
     kappa: float = 1.96
     looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "level set"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.kappa) and self.kappa > 0):
@@ -200,6 +212,7 @@ class TargetedIMSE(Acquisition):
     """
 
     looks_ahead: ClassVar[bool] = True
+    seeks: ClassVar[str] = "level set"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Integral of s^2 (1 - r) times the density of T, summed over thresholds."""
@@ -221,6 +234,7 @@ class EAVC(Acquisition):
     """
 
     looks_ahead: ClassVar[bool] = True
+    seeks: ClassVar[str] = "level set"
 
     def score(self, prospect: Prospect) -> Tensor:
         """E_y |sum_q w_q (p_q - p_q^y)|, summed over thresholds."""
@@ -250,6 +264,7 @@ class EFF(Acquisition):
 
     alpha: float = 2.0
     looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "level set"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -277,6 +292,7 @@ class Ranjan(Acquisition):
 
     alpha: float = 1.96
     looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "level set"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -294,14 +310,85 @@ class Ranjan(Acquisition):
 
 
 @dataclass(frozen=True)
+class EI(Acquisition):
+    """Expected improvement over the incumbent, E[max(f - best, 0)], or E[max(best - f, 0)] for a minimum.
+
+    The incumbent of noisy values is the best posterior mean at a point that has been observed, not the luckiest value
+    (Vazquez et al., J. Phys. Conf. Ser. 135 (2008) 012100; Picheny et al., Struct. Multidiscip. Optim. 48 (2013) 607).
+
+    References:
+        Jones, Schonlau, Welch, J. Glob. Optim. 13 (1998) 455, eq. 15.
+    """
+
+    looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "optimum"
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """s (phi(u) + u Phi(u)) for the lead u in standard deviations, summed over tasks."""
+        u, sd = _lead(prospect), prospect.variance.sqrt()
+        far = (-u).clamp_min(1.0)  # phi(u) + u Phi(u) cancels there: by the scaled complementary error function
+        tail = _density(far) * (1 - math.sqrt(math.pi / 2) * far * erfcx(far / math.sqrt(2)))
+        return prospect.weights @ (sd * torch.where(u < -1, tail.clamp_min(0.0), _density(u) + u * ndtr(u)))
+
+
+@dataclass(frozen=True)
+class PI(Acquisition):
+    """Probability of improving on the incumbent, however little; it stays near the incumbent (prefer `EI`).
+
+    References:
+        Kushner, J. Basic Eng. 86 (1964) 97; Jones, J. Glob. Optim. 21 (2001) 345, section 4.2.
+    """
+
+    looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "optimum"
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """Phi(u) for the lead u in standard deviations, summed over tasks."""
+        return prospect.weights @ ndtr(_lead(prospect))
+
+
+@dataclass(frozen=True)
+class UCB(Acquisition):
+    """Upper confidence bound m + kappa s, or -m + kappa s for a minimum; may be negative.
+
+    In a batch the spread shrinks with each pick while the mean stays: GP-BUCB.
+
+    References:
+        Srinivas et al., ICML 2010 (arXiv:0912.3995), eq. 6; Desautels, Krause, Burdick, JMLR 15 (2014) 4053, eq. 7.
+    """
+
+    kappa: float = 2.0
+    looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "optimum"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.kappa) and self.kappa > 0):
+            raise InvalidStrategy(f"UCB: kappa must be positive and finite, got {self.kappa!r}")
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """The bound, summed over tasks with their weights."""
+        return prospect.weights @ (prospect.sign * prospect.mean + self.kappa * prospect.variance.sqrt())
+
+
+@dataclass(frozen=True)
 class Sobol(Acquisition):
     """No criterion: the next points of a scrambled Sobol sequence, as a baseline."""
 
     looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "any"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Zero: the sequence decides."""
         return torch.zeros_like(prospect.mean[0])
+
+
+def _lead(prospect: Prospect) -> Tensor:
+    """How far the belief is ahead of the incumbent, in standard deviations, (t, c)."""
+    if prospect.best is None:
+        raise InvalidStrategy(
+            "criterion: improvement must be over an incumbent, got none. Use a problem that seeks an optimum, or SUR"
+        )
+    return prospect.sign * levelset.standardised(prospect.mean, prospect.variance, prospect.best[:, None])
 
 
 def _density(x: Tensor) -> Tensor:
@@ -350,7 +437,21 @@ def _integrated(prospect: Prospect, drop: Any) -> Tensor:
 
 CRITERIA: Mapping[str, type[Acquisition]] = {
     c.__name__: c
-    for c in (SUR, MutualInformation, PES, TargetedIMSE, EAVC, ExclusionEntropy, Straddle, EFF, Ranjan, Sobol)
+    for c in (
+        SUR,
+        MutualInformation,
+        PES,
+        TargetedIMSE,
+        EAVC,
+        ExclusionEntropy,
+        Straddle,
+        EFF,
+        Ranjan,
+        EI,
+        PI,
+        UCB,
+        Sobol,
+    )
 }
 
 

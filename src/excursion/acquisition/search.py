@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.special import log_ndtr
 
 from .. import levelset
 from ..errors import InvalidStrategy, ShapeError, SpaceExhausted
@@ -20,19 +21,55 @@ from .criteria import Acquisition, Prospect
 
 @dataclass(frozen=True)
 class Target:
-    """What is sought, as the surrogate sees it: transformed thresholds (k,) and weights per task."""
+    """What is sought, as the surrogate sees it: level sets, or an optimum.
+
+    Attributes:
+        levels: per task the transformed thresholds, (k,); empty ones where an optimum is sought.
+        weights: of the tasks, (t,).
+        best: per task the incumbent of the search for an optimum, see `incumbent`, (t,); None for level sets.
+        sign: +1 seeks a maximum, -1 a minimum.
+    """
 
     levels: tuple[Tensor, ...]
     weights: Tensor
+    best: Tensor | None = None
+    sign: float = 1.0
+
+    def log_interest(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """Logarithm of `interest`, finite where that underflows."""
+        terms = [torch.full_like(mean[0], -math.inf)]
+        for i, log_weight in enumerate(self.weights.log()):
+            if self.best is not None:
+                u = self.sign * levelset.standardised(mean[i], variance[i], self.best[i])
+                terms.append(log_weight + log_ndtr(u))
+                continue
+            for level in self.levels[i]:
+                u = levelset.standardised(mean[i], variance[i], level)
+                terms.append(log_weight + log_ndtr(u) + log_ndtr(-u))
+        return torch.stack(terms).logsumexp(0)
 
     def interest(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """Weighted sum over tasks and thresholds of p(1-p), shape (n,), for mean and variance (t, n)."""
-        total = torch.zeros_like(mean[0])
-        for i, levels in enumerate(self.levels):
-            for level in levels:
-                p = levelset.excursion_probability(mean[i], variance[i], level)
-                total = total + self.weights[i] * p * (1 - p)
-        return total
+        """Where the search should look, shape (n,), for mean and variance (t, n).
+
+        Weighted sum over tasks and thresholds of p(1-p); for an optimum, of the probability of beating the incumbent.
+        """
+        return self.log_interest(mean, variance).exp()
+
+    def after(self, mean: Tensor) -> Target:
+        """The target when a point of this mean (t,) is added to those observed: the incumbent may be another."""
+        if self.best is None:
+            return self
+        return replace(self, best=self.sign * torch.maximum(self.sign * self.best, self.sign * mean))
+
+
+@torch.no_grad()
+def incumbent(posterior: Posterior, observed: Tensor, sign: float = 1.0) -> Tensor:
+    """Per task the best posterior mean at observed points (n, d), shape (t,): no lucky noise, unlike the best value.
+
+    References:
+        Vazquez et al., J. Phys. Conf. Ser. 135 (2008) 012100.
+    """
+    return sign * (sign * posterior.marginal(observed)[0]).amax(1)
 
 
 @dataclass(frozen=True)
@@ -123,6 +160,7 @@ def select(
     Raises:
         SpaceExhausted: fewer than n allowed points are left.
         ShapeError: ``among`` is not of shape (m, d).
+        InvalidStrategy: a criterion for level sets in a search for an optimum, or the reverse.
     """
     search = search or Search()
     generator = torch.Generator().manual_seed(seed % 2**63)
@@ -136,6 +174,12 @@ def select(
     interest = target.interest(*posterior.marginal(pool))
     index, weight = integration_set(interest, search.integration if acquisition.looks_ahead else 0, generator)
     at = pool[index]
+
+    if acquisition.seeks not in ("any", "level set" if target.best is None else "optimum"):
+        raise InvalidStrategy(
+            f"search: the criterion must fit what is sought, {'level sets' if target.best is None else 'an optimum'}, "
+            f"got {acquisition}. Use {'SUR' if target.best is None else 'EI'}, say"
+        )
 
     if search.batch == "poisson-disc":
         free = _distinct(pool[_not_taken(pool, taken, gap)])
@@ -191,6 +235,7 @@ def select(
             raise _exhausted(n, len(picks))
         if search.batch == "joint" and len(picks) < n:
             field = field.after(posterior, pick)
+            target = target.after(posterior.marginal(pick[None])[0][:, 0])
             posterior = posterior.condition(pick[None])
     return torch.stack(picks), torch.stack(scores)
 
@@ -227,6 +272,8 @@ class _Field:
             self.at_variance,
             weight,
             self.cross[:, :, i],
+            target.best,
+            target.sign,
         )
 
     def after(self, posterior: Posterior, pick: Tensor) -> _Field:

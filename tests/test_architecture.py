@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluators",),
     ("runner",),
     ("result",),
+    ("shadow",),
     ("report",),
     ("examples",),
     ("spec",),

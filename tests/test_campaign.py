@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from excursion.acquisition import SUR, ExclusionEntropy, Search, Sobol, Straddle
 from excursion.campaign import Campaign, Strategy, believe, evaluation_seed, observations, propose
-from excursion.data import FINISHED, Outcome
+from excursion.data import FINISHED, Outcome, Trial
 from excursion.errors import (
     DuplicateCampaign,
     FitError,
@@ -198,6 +198,27 @@ def test_some_points_explore(url):
     kinds = [t.criterion for t in campaign.trials[6:]]
     assert kinds.count("exploration") == 5
     assert kinds.count("SUR") == 15
+
+
+@pytest.mark.parametrize("acquisition", [SUR(), Sobol()], ids=repr)
+def test_proposals_among_given_points(acquisition):
+    """Design, criterion and exploration alike; each point once, then SpaceExhausted."""
+    u = SPACE.sample(0, 30, 5)
+    strategy = replace(STRATEGY, acquisition=acquisition, exploration=0.3)
+    trials, rows = [], []
+    while len(rows) < 30:
+        for p in propose(PROBLEM, strategy, trials, 4, u):
+            distance = (SPACE.to_unit(SPACE.tensor([p.x])) - u).abs().amax(1)
+            assert distance.min() < 1e-9
+            rows.append(int(distance.argmin()))
+            trials.append(
+                Trial(len(trials), p.x, p.basis, p.basis, p.criterion, state="complete", outcome=Outcome.of(f(p.x)))
+            )
+    assert sorted(rows) == list(range(30))
+    kinds = {t.criterion for t in trials}
+    assert kinds == ({"design"} if acquisition == Sobol() else {"design", "SUR", "exploration"})
+    with pytest.raises(SpaceExhausted, match="all 30 allowed points have been"):
+        propose(PROBLEM, strategy, trials, 1, u)
 
 
 # --- what a trial remembers

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .problem import Problem, Task
     from .result import Result, find_level_set
     from .runner import Report, run
+    from .shadow import Replay, replay
     from .space import Constraint, Parameter, ParameterSpace
     from .store import MemoryStore, SqlStore, Store, open_store
     from .surrogate import GaussianProcess
@@ -43,6 +44,7 @@ _HOME = {
     "problem": ("Problem", "Task"),
     "result": ("Result", "find_level_set"),
     "runner": ("Report", "run"),
+    "shadow": ("Replay", "replay"),
     "space": ("Constraint", "Parameter", "ParameterSpace"),
     "store": ("MemoryStore", "SqlStore", "Store", "open_store"),
     "surrogate": ("GaussianProcess",),
@@ -68,6 +70,7 @@ __all__ = [
     "Parameter",
     "ParameterSpace",
     "Problem",
+    "Replay",
     "Report",
     "Result",
     "Search",
@@ -80,6 +83,7 @@ __all__ = [
     "Trial",
     "find_level_set",
     "open_store",
+    "replay",
     "run",
 ]
 

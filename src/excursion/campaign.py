@@ -16,6 +16,7 @@ from torch import Tensor
 from . import levelset
 from .acquisition import SUR, Acquisition, Search, Sobol, Target, acquisition_from_json, select
 from .acquisition.criteria import acquisition_to_json
+from .acquisition.search import _not_taken
 from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
 from .errors import (
     InvalidPoint,
@@ -171,22 +172,36 @@ def target(problem: Problem) -> Target:
     return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum())
 
 
-def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int) -> list[Proposal]:
+def propose(
+    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, among: Tensor | None = None
+) -> list[Proposal]:
     """The next n points: a function of the history and the strategy, and of nothing else.
 
-    Fewer than n if a quantised space has fewer left.
+    Fewer than n if a quantised space, or ``among``, has fewer left.
+
+    Args:
+        problem: what is searched.
+        strategy: how.
+        trials: the history.
+        n: how many points.
+        among: ask for these points (m, d) of the unit cube only, a table of known simulations, say.
 
     Raises:
-        SpaceExhausted: a quantised space has no point left.
+        SpaceExhausted: a quantised space, or ``among``, has no point left.
         FitError: the surrogate could not be fitted.
     """
     space, k = problem.space, len(trials)
-    n = _left(space, trials, n)
     known = sum(t.state in INFORMATIVE for t in trials)
     basis = sum(t.state in FINISHED for t in trials)
     taken = space.to_unit(space.tensor([t.x for t in trials]))
+    lattice = _small_lattice(space, k + n) if among is None else among
+    if lattice is not None:
+        n = min(n, _left(lattice, taken if among is not None else space.snap(taken)))
     if known < max(strategy.design(space.dim), 2) or isinstance(strategy.acquisition, Sobol):
-        u = _space_filling(space, taken, n, strategy.seed)
+        if among is None:
+            u = _space_filling(space, taken, n, strategy.seed, lattice)
+        else:
+            u = _spread(among, taken, n, strategy.seed)
         return [Proposal(space.point(x), basis) for x in space.from_unit(u)]
 
     posterior = believe(problem, strategy, trials)
@@ -194,7 +209,8 @@ def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: in
     explore = [_floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)]
     chosen: list[tuple[Tensor, str, float | None]] = []
     if any(explore):
-        extra = _farthest(space, taken, sum(explore), strategy.seed + 7919 * (k + 1))
+        pool = space.sample(0, 2048, (strategy.seed + 7919 * (k + 1)) % 2**31) if among is None else among
+        extra = _farthest(pool, taken, sum(explore))
         chosen += [(row, "exploration", None) for row in extra]
         with torch.no_grad():
             posterior = posterior.condition(extra)
@@ -209,6 +225,7 @@ def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: in
             seed=strategy.seed + 104729 * (k + 1),
             taken=taken,
             search=strategy.search,
+            among=among,
         )
         name = type(strategy.acquisition).__name__
         chosen = [(row, name, float(s)) for row, s in zip(u, scores)] + chosen
@@ -224,34 +241,33 @@ def propose(problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: in
     ]
 
 
-def _left(space: ParameterSpace, trials: Sequence[Trial], n: int) -> int:
-    """n, or what is left of a small lattice if that is less."""
+def _small_lattice(space: ParameterSpace, n: int) -> Tensor | None:
+    """All allowed points, (m, d), if there are so few that n trials may use them up."""
     if not all(p.step is not None for p in space.parameters):
-        return n
-    if math.prod(1 + (p.upper - p.lower) / (p.step or 1) for p in space.parameters) > 10_000 + 100 * (len(trials) + n):
-        return n  # far from used up
+        return None
+    if math.prod(1 + (p.upper - p.lower) / (p.step or 1) for p in space.parameters) > 10_000 + 100 * n:
+        return None  # far from used up
     lattice = space.lattice()
-    if lattice is None or len(lattice) >= len(trials) + n:
-        return n
-    taken = space.snap(space.to_unit(space.tensor([t.x for t in trials])))
-    left = int((torch.cdist(lattice, taken, p=float("inf")).amin(1) > 1e-9).sum()) if len(taken) else len(lattice)
-    if left == 0:
+    return None if lattice is None or len(lattice) >= n else lattice
+
+
+def _left(points: Tensor, taken: Tensor) -> int:
+    """How many of the points have not been asked."""
+    if (left := int(_not_taken(points, taken, 1e-9).sum())) == 0:
         raise SpaceExhausted(
-            f"campaign: needs a point that has not been asked, got none: all {len(lattice)} allowed points have been. "
+            f"campaign: needs a point that has not been asked, got none: all {len(points)} allowed points have been. "
             "Use a finer step or stop here"
         )
-    return min(n, left)
+    return left
 
 
-def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor:
-    """The next n points of the design that have not been asked."""
+def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int, lattice: Tensor | None) -> Tensor:
+    """The next n points of the design that have not been asked; ``lattice`` as of `_small_lattice`."""
     if not _stepped(space):
         return space.sample(len(taken), n, seed)
-    known = torch.unique(space.snap(taken), dim=0)
-    lattice = space.lattice()
-    size = len(known) + n if lattice is None else min(len(known) + n, len(lattice))
-    u = space.sample(0, size, seed, distinct=True)
-    u = u[torch.cdist(u, taken, p=float("inf")).amin(1) > 1e-9] if len(taken) else u
+    size = len(torch.unique(space.snap(taken), dim=0)) + n
+    u = space.sample(0, size if lattice is None else min(size, len(lattice)), seed, distinct=True)
+    u = u[_not_taken(u, taken, 1e-9)]
     if len(u) < n:
         raise SpaceExhausted(
             f"campaign: needs {n} points that have not been asked, got {len(u)} of {size} allowed. "
@@ -260,9 +276,22 @@ def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> T
     return u[:n]
 
 
-def _farthest(space: ParameterSpace, taken: Tensor, n: int, seed: int) -> Tensor:
-    """n allowed points, each as far as possible from those asked before (the centres of the largest holes)."""
-    pool = space.sample(0, 2048, seed % 2**31)
+def _spread(among: Tensor, taken: Tensor, n: int, seed: int) -> Tensor:
+    """n of the points that have not been asked: each the farthest of ten drawn at random.
+
+    References:
+        D. P. Mitchell, SIGGRAPH 1991, 157: the best of some candidates, for points that are random and yet spread.
+    """
+    for _ in range(n):
+        free = among[_not_taken(among, taken, 1e-9)]
+        generator = torch.Generator().manual_seed(seed + 15_485_863 * (len(taken) + 1))
+        drawn = free[torch.randperm(len(free), generator=generator)[:10]]
+        taken = torch.cat([taken, _farthest(drawn, taken, 1) if len(taken) else drawn[:1]])
+    return taken[len(taken) - n :]
+
+
+def _farthest(pool: Tensor, taken: Tensor, n: int) -> Tensor:
+    """n points of the pool, each as far as possible from those asked before (the centres of the largest holes)."""
     distance = torch.cdist(pool, taken).amin(1)
     out: list[Tensor] = []
     for _ in range(n):

@@ -240,6 +240,64 @@ def export(
             write(text, out)
 
 
+@app.command()
+def replay(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="The scan: CSV with a header, or a JSON list.")],
+    threshold: Annotated[float, typer.Option(help="The value that divides the space.")] = 1.0,
+    parameters: Annotated[
+        str | None, typer.Option(help="Columns that were scanned, by commas; all that vary by default.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Column of the values; the last by default.")] = None,
+    transform: Annotated[str | None, typer.Option(help="What the belief learns; see docs/yaml.md.")] = None,
+    log: Annotated[str | None, typer.Option(help="Parameters on a log scale, by commas.", metavar="NAMES")] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help="Use rows only where this holds: 'm1 > m2'.", metavar="EXPRESSION")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="A value counts only where this holds: 'status == 0'. Elsewhere, as in empty cells, there is none.",
+            metavar="EXPRESSION",
+        ),
+    ] = None,
+    goal: Annotated[float, typer.Option(help="Wrong fraction of the points to stay at or below.")] = 0.01,
+    batch: Annotated[int, typer.Option(help="Points asked for together.")] = 1,
+    seed: Annotated[int, typer.Option(help="Fixes the result.")] = 0,
+    plot: Annotated[str | None, typer.Option(help="Picture of the error to write: .png, .pdf or .svg.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How many points of a scan that you have would have been enough?
+
+    A campaign that may ask only for points of the table is run on it; the wrong fraction counts all its points.
+    """
+    with _reported():
+        from .report.tables import replayed, replayed_json
+        from .shadow import replay as run_again
+
+        found = run_again(
+            table,
+            threshold,
+            parameters=_names(parameters),
+            output=output,
+            transform=transform,
+            log=_names(log) or (),
+            constraints=constraint or (),
+            where=where,
+            batch=batch,
+            seed=seed,
+            goal=goal,
+        )
+        if plot is not None:
+            from .report.plot import plot_replay
+
+            plot_replay(found, plot)
+        typer.echo(replayed_json(found) if as_json else "\n".join(replayed(found)))
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 @examples.callback()
 def _examples() -> None:
     pass

@@ -5,6 +5,7 @@
   - InvalidProblem        tasks, thresholds or transforms that make no sense       (ValueError)
   - InvalidStrategy       a recipe with settings outside their range               (ValueError)
   - InvalidSpec           a YAML file that does not describe a campaign            (ValueError)
+  - InvalidTable          a table of known points that cannot be used              (ValueError)
   - InvalidPoint          a point with unknown, missing or forbidden parameters    (ValueError)
   - InvalidOutcome        values that do not fit the problem's tasks               (ValueError)
   - ShapeError            an array whose shape breaks the convention               (ValueError)
@@ -49,6 +50,10 @@ class InvalidStrategy(ExcursionError, ValueError):
 
 class InvalidSpec(ExcursionError, ValueError):
     """A YAML file that does not describe a campaign."""
+
+
+class InvalidTable(ExcursionError, ValueError):
+    """A table of known points that cannot be used."""
 
 
 class InvalidPoint(ExcursionError, ValueError):

@@ -31,6 +31,7 @@ from ..data import INFORMATIVE
 from ..errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, StoreError
 from ..problem import Task
 from ..result import Result
+from ..shadow import Replay
 from ..surrogate import GaussianProcess, Surrogate
 from . import drawing as draw
 from .drawing import Order, Style
@@ -76,18 +77,9 @@ def plot(
         kind = "band" if result.problem.space.dim == 1 else flat if result.problem.space.dim == 2 else "slices"
     axes = _DRAW[kind](result, **settings)
     if path is not None:
-        figure = draw.figure_of(axes[0, 0] if isinstance(axes, np.ndarray) else axes)
-        try:
-            with draw.style(style):
-                figure.savefig(path, dpi=dpi)
-        except OSError as error:
-            raise StoreError(f"plot: {path} must be writable, got {error.strerror}. Choose another file") from error
-        except ValueError as error:
-            labels = [p.label for p in result.problem.space.parameters if p.label]
-            labels += [t.label for t in tasks if t.label]
-            raise InvalidProblem(
-                f"plot: labels must be text or formulae that matplotlib reads, got {labels} ({error}). Change the label"
-            ) from error
+        labels = [p.label for p in result.problem.space.parameters if p.label]
+        labels += [t.label for t in tasks if t.label]
+        _save(axes[0, 0] if isinstance(axes, np.ndarray) else axes, path, style, dpi, labels)
     return axes
 
 
@@ -567,6 +559,81 @@ def plot_convergence(
             draw.legend(ax, handles)
         draw.settle(ax, own)
     return ax
+
+
+def plot_replay(
+    replay: Replay,
+    path: str | Path | None = None,
+    ax: Axes | None = None,
+    *,
+    style: Style = "ATLAS",
+    legend: bool = True,
+    dpi: float = 200,
+) -> Axes:
+    """How the error of a replayed campaign fell, against the same belief with points in random order.
+
+    Args:
+        replay: what to draw.
+        path: file to write, by its suffix as PNG, PDF, SVG ...; None writes nothing.
+        ax: where; a figure of its own by default.
+        style: "ATLAS", "CMS", or "plain" for matplotlib's present settings.
+        legend: also draw the legend, above the axes.
+        dpi: of a PNG.
+
+    Raises:
+        InvalidStrategy: an unknown style or suffix.
+        MissingExtra: matplotlib or mplhep is not installed.
+    """
+    draw.require(style)
+    if path is not None:
+        draw.check_suffix(Path(path))
+    with draw.style(style):
+        from matplotlib.ticker import MaxNLocator
+
+        ax, own = draw.axes_of(ax)
+        handles: list[Any] = []
+        campaign, random, task = replay.curve, replay.random, replay.problem.tasks[0]
+        looks: tuple[dict[str, Any], ...] = ({"color": draw.BLUE, "lw": 2.0}, {"color": "0.5", "ls": "--", "lw": 1.6})
+        for curve, look, name in zip((campaign, random), looks, ("Campaign", "Random order")):
+            if curve.evaluations:
+                (line,) = ax.plot(curve.evaluations, curve.error, label=f"_{name}", clip_on=False, **look)
+                handles.append((line, name))
+        handles.append((ax.axhline(replay.goal, color=draw.BLACK, lw=0.8, ls=":"), f"{100 * replay.goal:g} % wrong"))
+        if (needed := replay.needed) is not None:
+            (mark,) = ax.plot(
+                [needed], [campaign.at(needed)], "o", color=draw.RED, mec="white", ms=8, zorder=4, clip_on=False,
+                label="_needed",
+            )  # fmt: skip
+            handles.append((mark, f"{needed} of {replay.points} points"))
+        # Linear below one wrong point, so that none at all has a place.
+        one = 1 / max(replay.points - replay.failed, 1)
+        ax.set_yscale("symlog", linthresh=one, linscale=0.4)
+        ax.set_ylim(0, 1.3 * max(*campaign.error, *random.error, replay.goal))
+        ax.set_xlim(0, 1.03 * max(*campaign.evaluations, *random.evaluations))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel(f"Points asked for, of {replay.points}")
+        ax.set_ylabel(f"Wrong side of {draw.level_text(task, task.thresholds[0])}")
+        if legend:
+            draw.legend(ax, handles)
+        draw.settle(ax, own)
+    if path is not None:
+        _save(ax, path, style, dpi, [task.name])
+    return ax
+
+
+def _save(ax: Axes, path: str | Path, style: str, dpi: float, labels: Sequence[str]) -> None:
+    """Write the figure of these axes; ``labels`` are what a person wrote into it."""
+    try:
+        with draw.style(style):
+            draw.figure_of(ax).savefig(path, dpi=dpi)
+    except OSError as error:
+        raise StoreError(f"plot: {path} must be writable, got {error.strerror}. Choose another file") from error
+    except ValueError as error:
+        raise InvalidProblem(
+            f"plot: labels must be text or formulae that matplotlib reads, got {list(labels)} ({error}). "
+            "Change the label"
+        ) from error
 
 
 def _telling(result: Result, task: Task, z: float) -> dict[str, float]:

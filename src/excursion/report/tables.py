@@ -19,6 +19,7 @@ from ..errors import InvalidPoint, StoreError
 from ..problem import Problem
 from ..result import Result, table
 from ..runner import Report
+from ..shadow import Replay
 from ..store import Store, open_store
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "listing",
     "point_lines",
     "points_json",
+    "replayed",
+    "replayed_json",
     "standing",
     "standing_lines",
     "strict_json",
@@ -212,6 +215,54 @@ def ended(report: Report, store: str) -> str:
         f"{report.status.name}: {why}; {report.evaluations} evaluations in {report.seconds:.1f} s, "
         f"{report.failed} failed{last}, {report.status.finished} finished in all; "
         f"expected misclassified: {left or 'not known before the design is complete'}; store {store}"
+    )
+
+
+def replayed(replay: Replay) -> list[str]:
+    """What a campaign would have needed of a scan, and how the error fell, for people."""
+    task, names = replay.problem.tasks[0], ", ".join(replay.problem.space.names)
+    goal, needed = f"{100 * replay.goal:g} %", replay.needed
+    what = f"{task.name} = {task.thresholds[0]:g} over {names}"
+    if needed is None:
+        lines = [f"{what}: all {replay.points} points are needed to misclassify at most {goal} of them"]
+    else:
+        lines = [
+            f"{what}: you would have needed {needed} of {replay.points} points to misclassify at most {goal} of them"
+        ]
+    if replay.failed:
+        lines.append(f"  {replay.failed} points have no value: each costs an evaluation, and none counts in the error")
+    campaign, random = replay.curve, replay.random
+    counts = random.evaluations or campaign.evaluations
+    shown = sorted({counts[round(i * (len(counts) - 1) / 11)] for i in range(12)} | ({needed} if needed else set()))
+    lines.append("  points asked   wrong: campaign" + ("   random order" if random.evaluations else ""))
+    last = max(campaign.evaluations)
+    for n in shown:
+        here = "-" if n > last else f"{100 * campaign.at(n):.2f} %"
+        there = f"{100 * random.at(n):.2f} %" if random.evaluations else ""
+        lines.append(f"  {n:12}   {here:>15}   {there:>12}".rstrip())
+    if random.evaluations:
+        found = random.needed(replay.goal)
+        most = random.evaluations[-1]
+        lines.append(f"  in random order {f'more than {most}' if found is None else found} points are needed")
+    return lines
+
+
+def replayed_json(replay: Replay) -> str:
+    """The same for programs, with the points in the order in which they were asked for."""
+    task = replay.problem.tasks[0]
+    return strict_json(
+        {
+            "output": task.name,
+            "threshold": task.thresholds[0],
+            "goal": replay.goal,
+            "points": replay.points,
+            "failed": replay.failed,
+            "needed": replay.needed,
+            "needed_in_random_order": replay.random.needed(replay.goal),
+            "campaign": asdict(replay.curve),
+            "random": asdict(replay.random),
+            "asked": [dict(t.x) for t in replay.history],
+        }
     )
 
 

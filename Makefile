@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make check  format, lint, types, layers
 # make bench  timings and evaluations to accuracy
+# make bench-levelset  ours, other packages and baselines on all problems: hours to days; goes on where it stopped
 # make lock   write constraints.txt anew
 #
 # Each installs what it needs into .venv first; a second call finds it there.
@@ -11,8 +12,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := 2.13.0
 PYTEST_ARGS ?=
+JOBS ?= 2
+SEEDS ?= 10
 
-.PHONY: demo test check bench lock
+.PHONY: demo test check bench bench-levelset lock
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-all
@@ -27,6 +30,14 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks
+
+bench-levelset: $(VENV)/.installed-dev
+	@bash benchmarks/suite/peers/setup.sh
+	@$(BIN)/python -m benchmarks.suite.run --methods excursion,peers,forest,sobol,grid --seeds $(SEEDS) --jobs $(JOBS)
+	@$(BIN)/python -m benchmarks.suite.run --methods criteria --batches 5 --seeds $(SEEDS) --jobs $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suite.hartmann --seeds $(SEEDS) \
+		--out benchmarks/results/suite/hartmann6-210.json
+	@$(BIN)/python -m benchmarks.suite.report --docs docs
 
 $(BIN)/python:
 	@scripts/find-python -m venv $(VENV)

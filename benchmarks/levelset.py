@@ -1,6 +1,8 @@
 """Evaluations to accuracy: how many evaluations until the misclassified volume stays at or below 1 %.
 
 Run: python -m benchmarks.levelset [--problems fast_2D,fast_3D] [--batches 2,5] [--seeds 5] [--budget 75]
+
+Quick and ours only; `benchmarks.suite` compares many methods on many problems.
 """
 
 from __future__ import annotations
@@ -9,33 +11,25 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
+from benchmarks.suite.problems import PROBLEMS
+from benchmarks.suite.run import evaluations_to
 from excursion.campaign import Campaign, Strategy
-from excursion.examples.analytic import fast_limit
 from excursion.problem import Problem, Task
-from excursion.space import ParameterSpace
-
-PROBLEMS: dict[str, tuple[ParameterSpace, Callable, float]] = {
-    "fast_2D": (ParameterSpace.of({"x": (0, 1.5), "y": (0, 1.5)}), fast_limit, 0.0),
-    "fast_3D": (ParameterSpace.of({"x": (0, 1.5), "y": (0, 1.5), "z": (0, 1.5)}), fast_limit, 0.0),
-}
-
-
-def columns(space: ParameterSpace, x: torch.Tensor) -> dict:
-    return {name: x[:, i].numpy() for i, name in enumerate(space.names)}
 
 
 def one(name: str, batch: int, seed: int, budget: int, settings: dict) -> dict:
     """Error after each batch, and the seconds each ask took."""
     torch.set_num_threads(1)
-    space, f, threshold = PROBLEMS[name]
+    problem = PROBLEMS[name]
+    space, threshold = problem.space, problem.threshold
     test_u = space.sample(0, 20000, 987654)
-    truth = torch.from_numpy(f(columns(space, space.from_unit(test_u)))) >= threshold
+    truth = torch.from_numpy(problem.above(space.from_unit(test_u).numpy()))
+    rng = problem.generator(seed)
     strategy = Strategy.from_json({**settings, "seed": seed})
     campaign = Campaign.create("memory://", "c", Problem(space, Task("f", threshold)), strategy)
     curve, seconds = [], []
@@ -43,24 +37,14 @@ def one(name: str, batch: int, seed: int, budget: int, settings: dict) -> dict:
         start = time.perf_counter()
         asked = campaign.ask(batch)
         seconds.append(time.perf_counter() - start)
-        for t in asked:
-            campaign.tell(t.number, f(t.x))
+        for t, y in zip(asked, problem.observe(space.tensor([t.x for t in asked]).numpy(), rng)):
+            campaign.tell(t.number, float(y))
         n = len(campaign.trials)
         if n >= strategy.design(space.dim):
             with torch.no_grad():
                 mean = campaign.posterior().marginal(test_u)[0][0]
             curve.append((n, float(((mean >= threshold) != truth).double().mean())))
     return {"problem": name, "batch": batch, "seed": seed, "curve": curve, "seconds": seconds}
-
-
-def evaluations_to(curve: list[tuple[int, float]], goal: float) -> float:
-    """The first n from which on the error stays at or below the goal; infinite if it never does."""
-    reached = float("inf")
-    for n, error in reversed(curve):
-        if error > goal:
-            break
-        reached = n
-    return reached
 
 
 def error(rows: list[dict], n: int) -> float:
@@ -70,7 +54,7 @@ def error(rows: list[dict], n: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    parser.add_argument("--problems", default="fast_2D,fast_3D")
     parser.add_argument("--batches", default="2,5")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=90)

@@ -5,7 +5,6 @@ A method never sees the function, its noise or its level-set fraction.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -136,8 +135,3 @@ OURS: dict[str, dict[str, Any]] = {
     **{f"excursion[{name}]": {"acquisition": {"type": name}} for name in CRITERIA if name != "Sobol"},
     "sobol": {"acquisition": {"type": "Sobol"}},
 }
-
-
-def ours(text: str) -> Ours:
-    """Our method of that name, or with the strategy in that JSON text."""
-    return Ours(OURS[text] if text in OURS else json.loads(text))

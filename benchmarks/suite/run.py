@@ -3,8 +3,9 @@
 Run: python -m benchmarks.suite.run --methods excursion,sobol --batches 1,5 --seeds 10 --jobs 2
 
 What a file holds is not run again (`--fresh` redoes it); several invocations may run at once. Methods: excursion,
-excursion[EFF] and so on, sobol, forest, grid, and the peers (`benchmarks/suite/peers/setup.sh` installs them). To try
-settings of ours: --methods mine --strategy '{"exploration": 0.1}' --out /tmp/mine.
+sobol, forest, grid, excursion[EFF] and so on ("criteria": all of these) and the files of peers/ ("peers": all of these;
+`benchmarks/suite/peers/setup.sh` installs them). To try settings of ours:
+--methods mine --strategy '{"exploration": 0.1}' --out /tmp/mine, then benchmarks.suite.report --results /tmp/mine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,8 @@ ENVIRONMENTS = ROOT / "out" / "peers"
 LARGEST_GRID = 300_000
 #: A run ends early when the error has been this small for so many evaluations: N(1 %) does not change any more.
 SETTLED, FOR = 0.005, 15
-GOAL = 0.01
+
+Curve = Sequence[tuple[int, float]]
 
 
 class PeerFailed(RuntimeError):
@@ -61,7 +64,7 @@ class Peer:
     """
 
     name: str
-    patience: float = 1800.0
+    patience: float = 600.0
     version: str = ""
 
     def start(self, problem: TestProblem, batch: int, seed: int) -> None:
@@ -113,15 +116,16 @@ class Peer:
         return None if above is None else np.frombuffer(above.encode(), dtype=np.uint8) == ord("1")
 
     def stop(self) -> None:
-        if hasattr(self, "process") and self.process.poll() is None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.write('{"do": "stop"}\n')  # type: ignore[union-attr]
-                self.process.stdin.close()  # type: ignore[union-attr]
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        if not hasattr(self, "process"):
+            return
+        # Leaving the context closes the pipes and waits; a peer that does not go is killed after ten seconds.
+        timer = threading.Timer(10, self.process.kill)
+        timer.start()
+        with contextlib.suppress(BrokenPipeError), self.process as process:
+            assert process.stdin is not None
+            if process.poll() is None:
+                process.stdin.write('{"do": "stop"}\n')
+        timer.cancel()
 
 
 def make(name: str, strategy: dict[str, Any] | None = None) -> Method:
@@ -132,24 +136,57 @@ def make(name: str, strategy: dict[str, Any] | None = None) -> Method:
         return Ours(OURS[name])
     if name == "forest":
         return Forest()
-    if (PEERS / f"{name}.py").exists() and not name.startswith("_"):
+    if name in peers():
         return Peer(name)
-    peers = sorted(p.stem for p in PEERS.glob("[a-z]*.py"))
-    raise SystemExit(f"run: methods must be among {[*OURS, 'forest', 'grid', *peers]}, got {name!r}")
+    raise SystemExit(f"run: methods must be among {', '.join([*OURS, 'forest', 'grid', *peers()])}, got {name!r}")
 
 
-def settled(curve: list[tuple[int, int]]) -> bool:
-    """Whether N(1 %) is known: the error stays at most 0.5 % over the last 15 evaluations."""
-    low = None
-    for n, wrong in reversed(curve):
-        if wrong > SETTLED * TEST_POINTS:
+def peers() -> list[str]:
+    """Names of the peers, whether they are installed or not."""
+    return sorted(p.stem for p in PEERS.glob("[a-z]*.py"))
+
+
+def evaluations_to(curve: Curve, goal: float) -> float:
+    """The first n from which on the error stays at or below the goal; infinite if it never does.
+
+    Args:
+        curve: (n, error), n ascending.
+        goal: in the units of the error.
+    """
+    reached = math.inf
+    for n, error in reversed(curve):
+        if error > goal:
             break
-        low = n
-    return low is not None and curve[-1][0] - low >= FOR
+        reached = n
+    return reached
 
 
-def follow(method: Method, problem: TestProblem, batch: int, seed: int, budget: int) -> dict[str, Any]:
-    """One run: [n, wrong points] after each batch, seconds per suggestion, and why it ended."""
+def settled(curve: Curve) -> bool:
+    """Whether N(1 %) is known: the error, in points, stayed at most 0.5 % over the last 15 evaluations."""
+    return curve[-1][0] - evaluations_to(curve, SETTLED * TEST_POINTS) >= FOR
+
+
+def follow(
+    method: Method,
+    problem: TestProblem,
+    batch: int,
+    seed: int,
+    budget: int,
+    *,
+    early: bool = True,
+    seconds_limit: float = math.inf,
+) -> dict[str, Any]:
+    """One run: [n, wrong points] after each batch, seconds per suggestion, and why it ended.
+
+    Args:
+        method: starts anew.
+        problem: what is searched.
+        batch: points per ask.
+        seed: of the method and of the noise.
+        budget: evaluations after which it ends.
+        early: whether it ends as soon as N(1 %) is settled.
+        seconds_limit: wall time after which it ends.
+    """
     points, rng = problem.points(), problem.generator(seed)
     truth = problem.above(points)
     curve: list[tuple[int, int]] = []
@@ -175,9 +212,12 @@ def follow(method: Method, problem: TestProblem, batch: int, seed: int, budget: 
             checked = n
             if (above := method.classify(points)) is not None:
                 curve.append((n, int((above != truth).sum())))
-                if settled(curve):
+                if early and settled(curve):
                     stopped = "settled"
                     break
+            if time.perf_counter() - begun > seconds_limit:
+                stopped = "time"
+                break
     except Exception as error:  # one run of thousands: it is kept, printed and makes the exit status 1
         stopped = f"error: {type(error).__name__}: {error}"[:500]
     finally:
@@ -209,16 +249,18 @@ def grids(problem: TestProblem, seed: int) -> dict[str, Any]:
         k = max(k + 1, int(1.1 * k))
     stopped = "settled" if settled_for else "budget"
     wall = round(time.perf_counter() - begun, 1)
-    return {"curve": curve, "n": curve[-1][0], "stopped": stopped, "seconds": 0.0, "wall": wall, "version": "scipy"}
+    return {"curve": curve, "n": curve[-1][0], "stopped": stopped, "seconds": None, "wall": wall, "version": "scipy"}
 
 
-def one(problem: str, name: str, batch: int, seed: int, scale: float, strategy: dict[str, Any] | None) -> dict:
+def one(
+    problem: str, name: str, batch: int, seed: int, scale: float, limit: float, strategy: dict[str, Any] | None
+) -> dict[str, Any]:
     """One run by name, in a process of its own."""
     p = PROBLEMS[problem]
     if name == "grid":
         run = grids(p, seed)
     else:
-        run = follow(make(name, strategy), p, batch, seed, max(1, round(p.budget * scale)))
+        run = follow(make(name, strategy), p, batch, seed, max(1, round(p.budget * scale)), seconds_limit=limit)
     return {"problem": problem, "seed": seed, **run, "commit": commit()}
 
 
@@ -226,10 +268,15 @@ def one(problem: str, name: str, batch: int, seed: int, scale: float, strategy: 
 
 
 def commit() -> str:
-    """The git commit of this checkout, with a + if files differ from it."""
-    try:
-        asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The git commit of this checkout, with a + if the code differs from it; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        asked = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -256,12 +303,14 @@ def locked(path: Path) -> Iterator[None]:
 def add(path: Path, method: str, batch: int, run: dict[str, Any]) -> None:
     """Put a run into its file, in place of one of the same problem and seed."""
     with locked(path):
-        runs = [r for r in load(path)["runs"] if (r["problem"], r["seed"]) != (run["problem"], run["seed"])]
-        runs = sorted([*runs, run], key=lambda r: (r["seed"], list(PROBLEMS).index(r["problem"])))
+        before = load(path)
+        runs = [r for r in before["runs"] if (r["problem"], r["seed"]) != (run["problem"], run["seed"])]
+        runs = sorted([*runs, run], key=lambda r: (r["seed"], r["problem"]))
+        command = shlex.join(["python", "-m", "benchmarks.suite.run", *sys.argv[1:]])
         head = {
             "method": method,
             "batch": batch,
-            "command": shlex.join(["python", "-m", "benchmarks.suite.run", *sys.argv[1:]]),
+            "commands": [c for c in before.get("commands", []) if c != command] + [command],
             "date": datetime.date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}",
             "test_points": TEST_POINTS,
@@ -281,6 +330,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--budget-scale", type=float, default=1.0)
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a run ends, unfinished")
     parser.add_argument("--strategy", type=json.loads, help="run ours with this strategy, JSON over the default")
     parser.add_argument("--fresh", action="store_true", help="redo what the files hold")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -291,7 +341,9 @@ def main() -> None:
     chosen = [p.name for p in PROBLEMS.values() if {p.name, p.group} & set(named)]
     if unknown := set(named) - set(PROBLEMS) - {p.group for p in PROBLEMS.values()}:
         parser.error(f"problems must be among {', '.join(PROBLEMS)}, got {sorted(unknown)}")
-    methods, batches = args.methods.split(","), [int(b) for b in args.batches.split(",")]
+    sets = {"criteria": [name for name in OURS if "[" in name], "peers": peers()}
+    methods = [m for name in args.methods.split(",") for m in sets.get(name, [name])]
+    batches = [int(b) for b in args.batches.split(",")]
     cases = []
     for seed in range(args.seeds):
         for problem in chosen:
@@ -308,7 +360,7 @@ def main() -> None:
     failed = 0
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
-        futures = {pool.submit(one, *case, args.budget_scale, args.strategy): case for case in cases}
+        futures = {pool.submit(one, *case, args.budget_scale, args.limit, args.strategy): case for case in cases}
         for future in as_completed(futures):
             problem, method, batch, seed = futures[future]
             run = future.result()

@@ -1,0 +1,382 @@
+import json
+import math
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from benchmarks.suite import methods, problems, report, run
+from benchmarks.suite.problems import PROBLEMS, TEST_POINTS, TestProblem, box
+
+# --- problems
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_level_set_has_the_documented_fraction(name):
+    p = PROBLEMS[name]
+    x = p.points(30_000)
+    assert x.shape == (30_000, p.dim)
+    assert p.allowed(x).all()
+    lower, upper = np.array(p.counted or p.bounds).T
+    assert ((lower <= x) & (x <= upper)).all()
+    assert p.above(x).mean() == pytest.approx(p.fraction, abs=0.003)
+    assert p.budget >= 40
+
+
+def test_known_volumes():
+    ball = {2: math.pi / 16, 3: 4 / 3 * math.pi / 64, 4: math.pi**2 / 2 / 2.5**4, 5: 8 * math.pi**2 / 15 / 2.5**5}
+    for d, volume in ball.items():
+        p = PROBLEMS[f"paraboloid_{d}D"]
+        assert 1 - p.above(p.points(100_000)).mean() == pytest.approx(volume, abs=0.002)
+    ellipsoid = PROBLEMS["ellipsoid_7D"]
+    center = 0.6 * np.cos(1 + 2.0 * np.arange(7))
+    assert ellipsoid.f(center[None]) == pytest.approx(0, abs=1e-12)
+    steps = ellipsoid.f(center + np.eye(7))
+    assert steps[0] / steps[-1] == pytest.approx(100)
+
+
+def test_published_values():
+    # Minima and maxima as in Surjanovic and Bingham's library of test functions.
+    minima = np.array([[-math.pi, 12.275], [math.pi, 2.275], [9.42478, 2.475]])
+    assert PROBLEMS["branin"].f(minima) == pytest.approx(0.397887, abs=1e-5)
+    best = np.array([[0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573]])
+    assert PROBLEMS["hartmann6"].f(best) == pytest.approx(3.32237, abs=1e-5)
+    assert PROBLEMS["ackley_2D"].f(np.zeros((1, 2))) == pytest.approx(0, abs=1e-12)
+    assert PROBLEMS["bichon"].f(np.array([[0.0, 11.0], [math.pi, 1.0]])) == pytest.approx([0, -3])
+    embedded = np.full((1, 10), 0.3)
+    embedded[0, [2, 7]] = (math.pi + 5) / 15, 2.275 / 15
+    assert PROBLEMS["branin_10D"].f(embedded) == pytest.approx(0.397887, abs=1e-5)
+
+
+def test_shapes_are_what_they_are_said_to_be():
+    u = PROBLEMS["cliff"].points(50_000)
+    decades = np.log10(PROBLEMS["cliff"].f(u))
+    assert decades.min() == pytest.approx(-2, abs=0.1)
+    assert 99 < decades.max() <= 100
+    flat = PROBLEMS["plateau"].f(u)
+    assert (flat == 0).mean() > 0.2
+    assert (flat == 1).mean() > 0.2
+    islands = u[PROBLEMS["two_islands"].above(u)]
+    small = islands[:, 0] > 0.63
+    assert small.sum() / len(u) == pytest.approx(0.03, abs=0.003)
+    # A gap between them: disjoint.
+    assert islands[small][:, 0].min() - islands[~small][:, 0].max() > 0.1
+    light = 100.0
+    edge = np.array([[light + 175 - 1e-9, light], [light + 175, light]])
+    off, on = PROBLEMS["kinematic_step"].f(edge)
+    assert off / on == pytest.approx(5)
+
+
+def test_noise_is_relative_repeats_with_the_seed_and_spares_the_truth():
+    p = PROBLEMS["noisy_CLs"]
+    x = p.points(20_000)
+    y = p.observe(x, p.generator(3))
+    assert np.std(y / p.f(x) - 1) == pytest.approx(0.05, rel=0.03)
+    assert (y == p.observe(x, p.generator(3))).all()
+    assert (y != p.observe(x, p.generator(4))).any()
+    exact = PROBLEMS["branin"]
+    assert (exact.observe(exact.points(100), exact.generator(0)) == exact.f(exact.points(100))).all()
+
+
+@pytest.mark.skipif("mono_sbb" not in PROBLEMS, reason="the tables are not here: set EXCURSION_DATA")
+def test_tables_reproduce_their_rows():
+    mono, stop = PROBLEMS["mono_sbb"], PROBLEMS["checkmate_stop"]
+    assert mono.f(np.array([[3500.0, 50.0], [1000.0, 70.0]])) == pytest.approx([4.75, 0.04])
+    assert mono.f(np.array([[1250.0, 50.0]])) == pytest.approx(math.sqrt(0.12 * 0.26))
+    assert len(stop.f.x) == 1206
+    assert stop.f(stop.f.x) == pytest.approx(stop.f.y)
+    corner = np.array([[790.0, 10.0], [500.0, 320.0]])
+    assert stop.allowed(corner).tolist() == [True, False]
+    # Beyond the rows: the nearest one, and no error is counted there.
+    assert mono.f(np.array([[3600.0, 50.0]])) == pytest.approx(4.75)
+    assert not mono.allowed(np.array([[3600.0, 50.0]]))
+
+
+def test_without_the_tables_the_functions_remain(monkeypatch, tmp_path):
+    monkeypatch.setenv("EXCURSION_DATA", str(tmp_path / "absent"))
+    assert problems.tables() == []
+
+
+# --- runs
+
+HALF = TestProblem("half", box(0, 1, 2), 0.5, lambda x: x[:, 0], 0.5, 30, "x1 >= 1/2")
+
+
+def test_ours_end_to_end():
+    out = run.follow(methods.Ours(), PROBLEMS["paraboloid_2D"], 5, 0, 80)
+    assert out["stopped"] == "settled"
+    assert run.evaluations_to(out["curve"], 0.01 * TEST_POINTS) <= 25
+    assert out["n"] == out["curve"][-1][0] < 80
+    assert out["seconds"] > 0
+    assert out["version"].startswith("excursion ")
+
+
+def test_ours_stays_inside_the_constraint():
+    p = TestProblem("wedge", box(0, 1, 2), 0.5, lambda x: x.sum(1), 0.6, 12, "", constraint="x1 >= x2")
+    seen = []
+
+    class Watched(methods.Ours):
+        def tell(self, x, y):
+            seen.append(x)
+            super().tell(x, y)
+
+    out = run.follow(Watched(), p, 4, 0, 12)
+    assert [n for n, _ in out["curve"]] == [4, 8, 12]
+    assert p.allowed(np.concatenate(seen)).all()
+    assert p.allowed(p.points(1000)).all()
+    assert not p.allowed(np.array([[0.2, 0.3]])).any()
+
+
+def test_a_criterion_by_itself_is_used():
+    ours = run.make("excursion[EFF]")
+    ours.start(HALF, 2, 0)
+    assert type(ours.campaign.strategy.acquisition).__name__ == "EFF"
+    other = run.make("anything", {"exploration": 0.25})
+    other.start(HALF, 2, 7)
+    assert (other.campaign.strategy.exploration, other.campaign.strategy.seed) == (0.25, 7)
+    with pytest.raises(SystemExit, match="methods must be among excursion, .*forest, grid.*got 'nobody'"):
+        run.make("nobody")
+
+
+def test_the_budget_is_kept_and_the_curve_thins_out():
+    out = run.follow(methods.Forest(trees=2), HALF, 1, 0, 67, early=False)
+    assert out["n"] == 67
+    assert out["stopped"] == "budget"
+    assert [n for n, _ in out["curve"]] == [*range(1, 61), 62, 64, 66, 67]
+    out = run.follow(methods.Forest(trees=20), HALF, 7, 0, 23, early=False)
+    assert [n for n, _ in out["curve"]] == [7, 14, 20, 23]
+
+
+def test_the_forest_asks_where_its_trees_disagree():
+    forest = methods.Forest(trees=50)
+    forest.start(HALF, 5, 0)
+    while len(forest.x) < 20:
+        x = forest.ask(20)
+        forest.tell(x, HALF.f(x))
+    gap = forest.x[forest.label, 0].min(), forest.x[~forest.label, 0].max()
+    asked = forest.ask(5)[:, 0]
+    assert ((gap[1] - 0.02 < asked) & (asked < gap[0] + 0.02)).all()
+    points = HALF.points(1000)
+    assert (forest.classify(points) == HALF.above(points)).mean() > 0.9
+
+
+def test_a_grid_of_a_linear_function_is_exact_and_one_of_a_circle_converges():
+    out = run.grids(HALF, 0)
+    assert [n for n, _ in out["curve"]] == [4, 9, 16]
+    assert [wrong for _, wrong in out["curve"]] == [0, 0, 0]
+    circle = run.grids(PROBLEMS["paraboloid_2D"], 0)
+    sizes = [n for n, _ in circle["curve"]]
+    assert all(math.isqrt(n) ** 2 == n for n in sizes)
+    # 2 x 2 points see only the corners, which lie outside the circle: all of it is missed.
+    assert circle["curve"][0][1] / TEST_POINTS == pytest.approx(math.pi / 16, abs=0.005)
+    # The interpolant's chords lie h^2/8 off the circle at most, h = 4/(k - 1).
+    k = math.isqrt(sizes[-1])
+    assert circle["curve"][-1][1] / TEST_POINTS <= 2 * math.pi * (4 / (k - 1)) ** 2 / 4 / 16
+    assert circle["stopped"] == "settled"
+
+
+@pytest.mark.parametrize(
+    ("curve", "n"), [([(4, 50), (5, 9), (6, 12), (7, 10), (8, 2)], 7), ([(4, 1), (9, 11)], math.inf), ([], math.inf)]
+)
+def test_the_goal_counts_from_when_it_is_kept(curve, n):
+    assert run.evaluations_to(curve, 10) == n
+
+
+def test_a_run_is_settled_when_the_error_stays_low_for_fifteen_evaluations():
+    assert not run.settled([(10, 51), (11, 50), (25, 50)])
+    assert run.settled([(10, 51), (11, 50), (26, 50)])
+    assert not run.settled([(10, 51), (11, 50), (20, 51), (26, 50)])
+    assert not run.settled([(10, 400)])
+
+
+# --- peers
+
+LINE_PEER = """
+    import json, sys
+    known = []
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "start":
+            bounds, threshold = request["bounds"], request["threshold"]
+            answer = {"ok": True, "version": "line 1.0"}
+        elif request["do"] == "ask":
+            k = len(known)
+            answer = {"x": [[lo + (hi - lo) * (i + 1) / 40 for lo, hi in bounds] for i in range(k, k + request["n"])]}
+        elif request["do"] == "tell":
+            known += [[x[0], y] for x, y in zip(request["x"], request["y"])]
+            answer = {"ok": True}
+            if len(known) > FAIL_AFTER:
+                answer = {"error": "ValueError: enough"}
+            if len(known) > DIE_AFTER:
+                sys.exit(3)
+        elif request["do"] == "classify":
+            edge = min((x for x, y in known if y >= threshold), default=None)
+            above = "".join("1" if x[0] >= edge else "0" for x in request["x"]) if edge else None
+            answer = {"above": above}
+        else:
+            break
+        print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def line_peer(tmp_path, monkeypatch):
+    """A peer in Python that walks along the diagonal."""
+
+    def install(fail_after=1000, die_after=1000):
+        text = textwrap.dedent(LINE_PEER).replace("FAIL_AFTER", str(fail_after)).replace("DIE_AFTER", str(die_after))
+        (tmp_path / "line.py").write_text(text)
+        return run.make("line")
+
+    (tmp_path / "line" / "bin").mkdir(parents=True)
+    (tmp_path / "line" / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(run, "PEERS", tmp_path)
+    monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path)
+    return install
+
+
+def test_a_peer_is_spoken_to_in_lines(line_peer):
+    peer = line_peer()
+    out = run.follow(peer, HALF, 5, 0, 30, early=False)
+    assert out["version"] == "line 1.0"
+    # Half way is the twentieth of forty points; before it was seen there was no answer.
+    assert [n for n, _ in out["curve"]] == [20, 25, 30]
+    assert out["curve"][0][1] == 0
+    assert peer.process.returncode == 0
+
+
+def test_a_peer_that_fails_or_dies_is_a_result(line_peer):
+    out = run.follow(line_peer(fail_after=22), HALF, 5, 0, 30, early=False)
+    assert out["stopped"] == "error: PeerFailed: peer line: tell: ValueError: enough"
+    assert [n for n, _ in out["curve"]] == [20]
+    out = run.follow(line_peer(die_after=7), HALF, 5, 0, 30)
+    assert out["stopped"].startswith("error: PeerFailed: peer line: must answer 'tell' within 600 s, got exit status 3")
+    assert out["curve"] == []
+
+
+def test_a_peer_without_its_environment_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path)
+    out = run.follow(run.Peer("absent"), HALF, 5, 0, 30)
+    assert "needs its environment" in out["stopped"]
+    assert "setup.sh" in out["stopped"]
+
+
+# --- files and report
+
+
+def a_run(problem, seed, curve, **more):
+    end = {"n": curve[-1][0] if curve else 0, "stopped": "budget", "seconds": 0.5, "wall": 1.0, "version": "v"}
+    return {"problem": problem, "seed": seed, "curve": curve, **end, "commit": "abc", **more}
+
+
+def test_runs_are_added_in_order_and_replace_their_like(tmp_path):
+    path = run.path_of(tmp_path, "excursion[EFF]", 5)
+    assert path.name == "excursion-EFF-b5.json"
+    run.add(path, "excursion[EFF]", 5, a_run("bichon", 1, [[5, 3]]))
+    run.add(path, "excursion[EFF]", 5, a_run("fast_2D", 0, [[5, 3]]))
+    run.add(path, "excursion[EFF]", 5, a_run("bichon", 1, [[5, 2]]))
+    data = json.loads(path.read_text())
+    assert (data["method"], data["batch"]) == ("excursion[EFF]", 5)
+    assert len(data["commands"]) == 1
+    assert [(r["seed"], r["problem"], r["curve"]) for r in data["runs"]] == [
+        (0, "fast_2D", [[5, 3]]),
+        (1, "bichon", [[5, 2]]),
+    ]
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_the_command_runs_what_is_missing_and_the_report_reads_it(tmp_path, monkeypatch, capsys):
+    arguments = ["run", "--methods", "sobol,grid", "--problems", "fast_1D", "--batches", "5", "--jobs", "1"]
+    arguments += ["--budget-scale", "0.5", "--out", str(tmp_path)]
+    run.add(run.path_of(tmp_path, "sobol", 5), "sobol", 5, a_run("fast_1D", 0, [[5, 9]]))
+    run.add(run.path_of(tmp_path, "sobol", 5), "sobol", 5, a_run("fast_1D", 1, [], stopped="error: PeerFailed: x"))
+    monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "2"])
+    run.main()
+    said = capsys.readouterr().out
+    assert said.startswith("3 runs\n")
+    assert "sobol                b5 fast_1D          seed 1:" in said
+    kept, new = json.loads((tmp_path / "sobol-b5.json").read_text())["runs"]
+    assert kept["curve"] == [[5, 9]]
+    assert [n for n, _ in new["curve"]] == [5, 10, 15, 20]
+    grid = report.Results.read(tmp_path).evaluations("grid", 5, "fast_1D")
+    assert grid is not None
+    assert 15 < grid < 40
+
+
+def small_results(tmp_path):
+    """Ours, one peer and a grid on two problems: N(1 %) of ours 20 and 30, the peer 40 and beyond 80."""
+    files = {
+        ("excursion", 5): [
+            a_run("fast_2D", 0, [[10, 500], [20, 100], [40, 20]]),
+            a_run("fast_2D", 1, [[10, 400], [20, 90], [40, 10]]),
+            a_run("bichon", 0, [[10, 900], [30, 100]]),
+            a_run("ellipsoid_7D", 0, [[10, 90]]),
+        ],
+        ("peer", 5): [
+            a_run("fast_2D", 0, [[10, 800], [40, 30]], seconds=2.0),
+            a_run("bichon", 0, [[10, 900], [80, 250]]),
+            a_run("ellipsoid_7D", 0, [[10, 900]], stopped="error: PeerFailed: x"),
+        ],
+        ("excursion[EFF]", 5): [a_run("fast_2D", 0, [[10, 800], [30, 90]])],
+        ("grid", 1): [a_run("fast_2D", 0, [[100, 800], [400, 90]], seconds=None)],
+    }
+    for (method, batch), runs in files.items():
+        for r in runs:
+            run.add(run.path_of(tmp_path, method, batch), method, batch, r)
+    return report.Results.read(tmp_path)
+
+
+def test_report_of_a_small_result(tmp_path):
+    results = small_results(tmp_path)
+    assert results.methods() == ["excursion", "peer", "grid"]
+    assert results.methods(criteria=True) == ["excursion", "excursion[EFF]"]
+    # 20/40, and 30 over the budget of 80 that the peer exhausts; many dimensions do not count.
+    assert report.ratios(results, 5, ["peer"]) == {"fast_2D": 0.5, "bichon": 30 / 80}
+    table = report.counts_table(results, 5)
+    assert "| fast_2D | 2 | **20** | 40 | 400 | 0.50 |" in table
+    assert "| bichon | 2 | **30** | > 80 | – | 0.38 |" in table
+    assert "| ellipsoid_7D † | 7 | **10** | > 250 | – | – |" in table
+    assert f"| *ours / method, geometric mean* |  |  | {math.sqrt(0.5 * 0.375):.2f} | 0.05 | **0.43** |" in table
+    assert report.grid_sentence(results, 5) == "2-D 20"
+    assert "| EFF | 1.50 | 0 of 1 | 0.50 |" in report.criteria_table(results, 5)
+    assert "| bichon | 80 | 1 % | 2.5 % |" in report.errors_table(results, 5)
+    assert "fast_2D" not in report.errors_table(results, 5)
+    assert "| peer | – | – | 1.2 | 0.5 |" in report.seconds_table(results)
+    assert "- peer: v; 1 seeds; 1 runs ended by error" in report.versions(results)
+
+
+def test_a_grid_is_compared_at_the_error_that_ours_reaches(tmp_path):
+    run.add(tmp_path / "excursion-b1.json", "excursion", 1, a_run("fast_2D", 0, [[10, 900], [80, 300]]))
+    run.add(tmp_path / "grid-b1.json", "grid", 1, a_run("fast_2D", 0, [[100, 800], [400, 250], [900, 150]]))
+    results = report.Results.read(tmp_path)
+    assert report.grid_ratio(results, 1, PROBLEMS["fast_2D"]) == 400 / 80
+    assert math.isnan(report.grid_ratio(results, 1, PROBLEMS["bichon"]))
+
+
+def test_quartiles_carry_the_last_error_of_runs_that_ended_early():
+    runs = [a_run("fast_2D", s, c) for s, c in enumerate([[[4, 300], [8, 100]], [[6, 300], [20, 200]], [[4, 200]]])]
+    n, errors = report.quartiles(runs, 30)
+    assert n.tolist() == [6, 8, 20, 30]
+    assert (errors[1] * TEST_POINTS).tolist() == pytest.approx([300, 200, 200, 200])
+
+
+def test_figures_and_the_page(tmp_path):
+    results = small_results(tmp_path / "results")
+    names = report.draw(results, tmp_path / "figures")
+    assert names == ["suite_batch5.png", "suite_summary.png"]
+    for name in names:
+        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    text = report.fragment(results, names)
+    report.insert(page, text)
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("after\n")
+    assert "old" not in written
+    assert "![suite_summary.png](figures/suite_summary.png)" in written
+    report.insert(page, text)
+    assert page.read_text() == written
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="must hold"):
+        report.insert(page, text)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import sys
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from benchmarks.suite import methods, problems, report, run
 from benchmarks.suite.problems import PROBLEMS, TEST_POINTS, TestProblem, box
+from hypothesis import given
+from hypothesis import strategies as st
 
 # --- problems
 
@@ -308,29 +311,49 @@ def test_runs_are_added_in_order_and_replace_their_like(tmp_path):
     run.add(path, "excursion[EFF]", 5, a_run("bichon", 1, [[5, 3]]))
     run.add(path, "excursion[EFF]", 5, a_run("fast_2D", 0, [[5, 3]]))
     run.add(path, "excursion[EFF]", 5, a_run("bichon", 1, [[5, 2]]))
-    data = json.loads(path.read_text())
+    last = a_run("branin", 1, [[5, 30], [10, 20], [15, 9], [16, 8], [30, 7]], version="other")
+    run.add(path, "excursion[EFF]", 5, last)
+    data = run.load(path)
     assert (data["method"], data["batch"]) == ("excursion[EFF]", 5)
     assert len(data["commands"]) == 1
     assert [(r["seed"], r["problem"], r["curve"]) for r in data["runs"]] == [
-        (0, "fast_2D", [[5, 3]]),
-        (1, "bichon", [[5, 2]]),
+        (0, "fast_2D", [(5, 3)]),
+        (1, "bichon", [(5, 2)]),
+        (1, "branin", [(5, 30), (10, 20), (15, 9), (16, 8), (30, 7)]),
     ]
-    assert not list(tmp_path.glob("*.new"))
+    assert [(r["version"], r["commit"]) for r in data["runs"]] == [("v", "abc"), ("v", "abc"), ("other", "abc")]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@given(
+    st.lists(st.integers(1, 9), max_size=30).map(lambda steps: list(itertools.accumulate(steps))),
+    st.lists(st.integers(0, TEST_POINTS), min_size=30, max_size=30),
+)
+def test_packing_a_curve_loses_nothing(n, wrong):
+    curve = list(zip(n, wrong))
+    assert run.unpack(json.loads(json.dumps(run.pack(curve)))) == curve
+
+
+def test_a_regular_curve_packs_into_one_stretch():
+    assert run.pack([(5, 9), (10, 8), (15, 7)]) == {"n": [[5, 5, 3]], "wrong": [9, 8, 7]}
 
 
 def test_the_command_runs_what_is_missing_and_the_report_reads_it(tmp_path, monkeypatch, capsys):
     arguments = ["run", "--methods", "sobol,grid", "--problems", "fast_1D", "--batches", "5", "--jobs", "1"]
     arguments += ["--budget-scale", "0.5", "--out", str(tmp_path)]
-    run.add(run.path_of(tmp_path, "sobol", 5), "sobol", 5, a_run("fast_1D", 0, [[5, 9]]))
+    run.add(run.path_of(tmp_path, "sobol", 5), "sobol", 5, a_run("fast_1D", 0, [[20, 9]]))
     run.add(run.path_of(tmp_path, "sobol", 5), "sobol", 5, a_run("fast_1D", 1, [], stopped="error: PeerFailed: x"))
     monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "2"])
     run.main()
     said = capsys.readouterr().out
     assert said.startswith("3 runs\n")
     assert "sobol                b5 fast_1D          seed 1:" in said
-    kept, new = json.loads((tmp_path / "sobol-b5.json").read_text())["runs"]
-    assert kept["curve"] == [[5, 9]]
+    kept, new = run.load(tmp_path / "sobol-b5.json")["runs"]
+    assert kept["curve"] == [(20, 9)]
     assert [n for n, _ in new["curve"]] == [5, 10, 15, 20]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "2"])
+    run.main()
+    assert capsys.readouterr().out == "0 runs\n"
     grid = report.Results.read(tmp_path).evaluations("grid", 5, "fast_1D")
     assert grid is not None
     assert 15 < grid < 40

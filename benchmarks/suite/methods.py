@@ -132,6 +132,6 @@ class Forest:
 #: Methods that run in this process: name -> settings of `Ours`. "forest", "grid" and peers are made by `run`.
 OURS: dict[str, dict[str, Any]] = {
     "excursion": {},
-    **{f"excursion[{name}]": {"acquisition": {"type": name}} for name in CRITERIA if name != "Sobol"},
+    **{f"excursion[{name}]": {"acquisition": {"type": name}} for name, c in CRITERIA.items() if c.seeks == "level set"},
     "sobol": {"acquisition": {"type": "Sobol"}},
 }

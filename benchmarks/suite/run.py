@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,27 +286,56 @@ def path_of(directory: Path, method: str, batch: int) -> Path:
     return directory / f"{method.replace('[', '-').replace(']', '')}-b{batch}.json"
 
 
+def pack(curve: Curve) -> dict[str, Any]:
+    """A curve in a fifth of the letters: its n as runs of [first, step, how many], and its wrong points."""
+    stretches: list[list[int]] = []
+    for n, _ in curve:
+        if stretches and stretches[-1][2] == 1:
+            stretches[-1][1:] = [n - stretches[-1][0], 2]
+        elif stretches and n == stretches[-1][0] + stretches[-1][1] * stretches[-1][2]:
+            stretches[-1][2] += 1
+        else:
+            stretches.append([n, 1, 1])
+    return {"n": stretches, "wrong": [wrong for _, wrong in curve]}
+
+
+def unpack(packed: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The curve that `pack` wrote."""
+    n = [first + step * i for first, step, k in packed["n"] for i in range(k)]
+    return list(zip(n, packed["wrong"], strict=True))
+
+
 def load(path: Path) -> dict[str, Any]:
-    """A file of runs; without runs if there is none."""
-    return json.loads(path.read_text()) if path.exists() else {"runs": []}
+    """A file of runs as `add` was given them; without runs if there is no file."""
+    if not path.exists():
+        return {"runs": []}
+    data = json.loads(path.read_text())
+    for run in data["runs"]:
+        run["curve"] = unpack(run["curve"])
+        run["version"], run["commit"] = data["code"][run.pop("code")]
+    return data
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other invocations from the file, whichever process or machine with the same file system they are in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other invocations from writing into the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
-def add(path: Path, method: str, batch: int, run: dict[str, Any]) -> None:
+def add(path: Path, method: str, batch: int, run: Mapping[str, Any]) -> None:
     """Put a run into its file, in place of one of the same problem and seed."""
-    with locked(path):
+    with locked(path.parent):
         before = load(path)
         runs = [r for r in before["runs"] if (r["problem"], r["seed"]) != (run["problem"], run["seed"])]
         runs = sorted([*runs, run], key=lambda r: (r["seed"], r["problem"]))
         command = shlex.join(["python", "-m", "benchmarks.suite.run", *sys.argv[1:]])
+        code = sorted({(r["version"], r["commit"]) for r in runs})
         head = {
             "method": method,
             "batch": batch,
@@ -314,12 +343,22 @@ def add(path: Path, method: str, batch: int, run: dict[str, Any]) -> None:
             "date": datetime.date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}",
             "test_points": TEST_POINTS,
+            "code": code,
         }
-        lines = ",\n".join(json.dumps(r, separators=(",", ":")) for r in runs)
-        text = json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n' + lines + "\n]}\n"
+        lines = []
+        for r in runs:
+            record = {k: v for k, v in r.items() if k not in ("version", "commit", "curve")}
+            record |= {"code": code.index((r["version"], r["commit"])), "curve": pack(r["curve"])}
+            lines.append(json.dumps(record, separators=(",", ":")))
+        text = json.dumps(head)[:-1] + ', "runs": [\n' + ",\n".join(lines) + "\n]}\n"
         new = path.with_suffix(".new")
         new.write_text(text)
         new.replace(path)
+
+
+def finished(run: Mapping[str, Any], budget: int) -> bool:
+    """Whether a run need not be done again."""
+    return run["stopped"] in ("settled", "time") or (run["stopped"] == "budget" and run["n"] >= budget)
 
 
 def main() -> None:
@@ -350,8 +389,9 @@ def main() -> None:
             for method in methods:
                 for batch in batches if method != "grid" else [1]:
                     held = [] if args.fresh else load(path_of(args.out, method, batch))["runs"]
-                    done = [(r["problem"], r["seed"]) for r in held if not r["stopped"].startswith("error")]
-                    if (problem, seed) not in done:
+                    budget = round(PROBLEMS[problem].budget * args.budget_scale)
+                    same = [r for r in held if (r["problem"], r["seed"]) == (problem, seed)]
+                    if not any(finished(r, budget) for r in same):
                         cases.append((problem, method, batch, seed))
     for method in methods:
         if method != "grid":

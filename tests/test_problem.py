@@ -87,7 +87,13 @@ def test_unknown_tasks_in_an_outcome():
     ("make", "message"),
     [
         (lambda: Task(""), "name must be a non-empty string, got ''"),
-        (lambda: Task("a", ()), "finite and ascending, at least one, got \\(\\)"),
+        (lambda: Problem(SPACE, Task("a", ())), r"at least one threshold per task, got none for \['a'\]. Give one, or"),
+        (lambda: Problem(SPACE, goal="optimum"), "goal must be one of level-set, minimum, maximum, got 'optimum'"),
+        (lambda: Problem(SPACE, (Task("a"), Task("b")), "maximum"), r"a maximum is of one task, got \['a', 'b'\]"),
+        (
+            lambda: Problem(SPACE, Task("a", 1, "log-tanh"), "minimum"),
+            "'log-tanh' is flat far from a threshold, got goal",
+        ),
         (lambda: Task("a", (1.0, 1.0)), "finite and ascending"),
         (lambda: Task("a", math.inf), "finite and ascending"),
         (lambda: Task("a", "high"), "thresholds must be numbers, got 'high'"),
@@ -104,3 +110,19 @@ def test_unknown_tasks_in_an_outcome():
 def test_nonsense_is_refused(make, message):
     with pytest.raises(InvalidProblem, match=message):
         make()
+
+
+def test_an_optimum_has_no_threshold():
+    problem = Problem(SPACE, Task("a", (1.0, 2.0), "asinh", unit="GeV"), "minimum")
+    assert problem.task().thresholds == ()
+    assert problem.task().levels.shape == (0,)
+    assert (problem.sign, Problem(SPACE, goal="maximum").sign, Problem(SPACE).sign) == (-1, 1, 0)
+    assert problem.task().map(torch.zeros(1)) == 0
+
+
+def test_goals_survive_json_and_older_descriptions_are_level_sets():
+    for goal in ("level-set", "minimum", "maximum"):
+        problem = Problem(SPACE, Task("a", 1.0), goal)
+        data = json.loads(json.dumps(problem.to_json()))
+        assert Problem.from_json(data) == problem
+        assert ("goal" in data) == (goal != "level-set")

@@ -206,7 +206,7 @@ def test_a_small_lattice_is_exhausted():
         ({"budget": 2.5}, "budget must be a positive number of evaluations, got 2.5"),
         ({"budget": 5, "batch": 0}, "batch must be a positive number of points, got 0"),
         ({"budget": 5, "workers": -1}, "number of workers must be positive, got -1"),
-        ({"budget": 5, "goal": 2}, "goal is a fraction of the volume between 0 and 0.5, got 2"),
+        ({"budget": 5, "goal": 2}, "goal is a fraction between 0 and 0.5, got 2"),
     ],
 )
 def test_settings_are_checked_before_anything_runs(settings, message):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 
-from excursion.acquisition import PES, SUR, Search, Straddle
+from excursion.acquisition import EI, PES, SUR, UCB, Search, Straddle
 from excursion.campaign import Campaign, Strategy
 from excursion.data import Outcome
 from excursion.errors import InvalidOutcome, InvalidSpec
@@ -22,7 +22,7 @@ from excursion.evaluators.pyhf import TASKS, PyhfEvaluator
 from excursion.problem import Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.spec import Spec, begin, evaluator, go_on, load, outcome, parse, resume
-from excursion.surrogate import GaussianProcess
+from excursion.surrogate import GaussianProcess, KernelSearch
 
 GOOD = """\
 name: my scan
@@ -63,7 +63,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         name="my scan",
         store=str(tmp_path / "scan.db"),
         problem=Problem(space, (Task("observed", (1.0,), "log-tanh"),)),
-        strategy=Strategy(surrogate=GaussianProcess(kernel="rbf")),
+        strategy=Strategy(GaussianProcess(kernel="rbf"), SUR()),
         evaluator={
             "kind": "command",
             "command": "mycode --m {m_slepton} {m_chi} --out {workdir}/y.json",
@@ -89,7 +89,7 @@ def test_short_forms_mean_the_long_ones() -> None:
 def test_defaults(tmp_path: Path) -> None:
     spec = parse("parameters: {x: [0, 1]}\ntasks: {f: 0}", tmp_path / "one.yaml")
     assert (spec.name, spec.store) == ("one", str(tmp_path / "one.db"))
-    assert spec.strategy == Strategy()
+    assert spec.strategy == Strategy(acquisition=SUR())
     assert (spec.evaluator, spec.run) == (None, {})
 
 
@@ -105,12 +105,45 @@ def test_defaults(tmp_path: Path) -> None:
         ),
         ("SUR, search: {batch: poisson-disc, pool: 512}", Strategy(search=Search(batch="poisson-disc", pool=512))),
         ("SUR, surrogate: {mean: linear, restarts: 1}", Strategy(surrogate=GaussianProcess(mean="linear", restarts=1))),
+        (
+            "SUR, surrogate: {type: GaussianProcess, kernel: rbf, metric: ard}",
+            Strategy(surrogate=GaussianProcess(kernel="rbf", metric="ard")),
+        ),
+        ("SUR, surrogate: KernelSearch", Strategy(surrogate=KernelSearch())),
+        (
+            "SUR, surrogate: {type: KernelSearch, families: [SE, LIN], depth: 3, names: [m]}",
+            Strategy(surrogate=KernelSearch(families=("SE", "LIN"), depth=3, names=("m",))),
+        ),
     ],
 )
 def test_strategies(text: str, meant: Strategy) -> None:
+    meant = meant.suited_to(Problem(ParameterSpace.of({"x": (0, 1)}), Task("f", 0)))
     spec = parse(f"parameters: {{x: [0, 1]}}\ntasks: {{f: 0}}\nstrategy: {{acquisition: {text}}}")
     assert spec.strategy == meant
     assert Strategy.from_json(json.loads(json.dumps(spec.strategy.to_json()))) == meant
+
+
+@pytest.mark.parametrize("task", ["f:", "f: {unit: GeV, transform: asinh}", "f: 3"])
+def test_an_optimum_needs_no_threshold(task: str) -> None:
+    text = f"goal: maximum\nparameters: {{x: [0, 1]}}\ntasks:\n  {task}\n"
+    spec = parse(text)
+    assert (spec.problem.goal, spec.problem.tasks[0].thresholds) == ("maximum", ())
+    assert spec.strategy.acquisition == EI()
+    assert parse(text + "strategy: {acquisition: {type: UCB, kappa: 3}}").strategy.acquisition == UCB(kappa=3.0)
+    with pytest.raises(InvalidSpec, match=r"line 5, strategy.acquisition: .* goal 'maximum', got SUR.* EI, PI, UCB, S"):
+        parse(text + "strategy: {acquisition: SUR}")
+    with pytest.raises(InvalidSpec, match=r"line 3, tasks: problem: a maximum is of one task, got \['f', 'g'\]"):
+        parse(text.replace(f"  {task}", f"  {task}\n  g: 1"))
+
+
+def test_stores_from_before_goals_and_default_criteria_go_on(tmp_path: Path) -> None:
+    """What the first version wrote: no goal, and the criterion always by name."""
+    spec = parse("parameters: {x: [0, 1]}\ntasks: {f: 0}", tmp_path / "old.yaml")
+    found = begin(spec)
+    stored = found.store.spec("old")
+    assert "goal" not in stored["problem"]
+    assert stored["strategy"]["acquisition"] == {"type": "SUR", "loss": "misclassification"}
+    assert begin(spec).strategy == found.strategy
 
 
 @pytest.mark.parametrize(
@@ -185,13 +218,22 @@ BAD = [
     ("{type: Straddle, kappa: -3}", "SUR", 15, "strategy.acquisition: straddle: kappa must be positive"),
     ("kernel: matern", "kernel: rbf", 16, "surrogate.kernel: must be 'auto', 'matern52', 'matern32' or 'rbf', got 'ma"),
     ("restarts: 99", "kernel: rbf", 16, "strategy.surrogate.restarts: Gaussian process: needs 1 <= restarts"),
+    ("type: Forest", "kernel: rbf", 16, "must be the name of a surrogate, got 'Forest'. Known are Gaus"),
+    ("type: KernelSerch", "kernel: rbf", 16, "got 'KernelSerch'. Did you mean 'KernelSearch'?"),
+    ("type: KernelSearch, kernel: rbf", "kernel: rbf", 16, "surrogate.kernel: this key is not known, got 'kernel'"),
+    ("type: KernelSearch, families: SE", "kernel: rbf", 16, "surrogate.families: must be a list, got 'SE'"),
+    ("type: KernelSearch, families: [SX]", "kernel: rbf", 16, "kernel search: families must be some of SE, "),
+    ("EI", "SUR", 15, "acquisition: strategy: the criterion must fit the goal 'level-set', got EI(). Use one of SU"),
+    ("goal: minimum\ntasks:", "tasks:", 10, "tasks: task 'observed': transform 'log-tanh' is flat far from"),
+    ("goal: minimun\ntasks:", "tasks:", 9, "goal: must be 'level-set', 'minimum' or 'maximum', got 'minimun'"),
+    ("", "threshold: 1.0, ", 10, "tasks.observed: the key 'threshold' must be given, got ['transform']"),
     ("  seed: 1.5\nrun:", "run:", 17, "strategy.seed: must be a whole number, got 1.5"),
     ("  search: {batch: all}\nrun:", "run:", 17, "strategy.search.batch: must be 'joint', 'poisson-disc' or 'top'"),
     ("budget: 0", "budget: 60", 17, "run.budget: must be greater than or equal to 1, got 0"),
     ("budget: 6e1", "budget: 60", 17, "run.budget: must be a whole number, got 60.0"),
     ("goal: 2", "budget: 60", 17, "run.goal: must be less than 0.5, got 2"),
     ("rum:", "run:", 17, "rum: this key is not known, got 'rum'. Did you mean 'run'?"),
-    ("zzz: 1\nrun:", "run:", 17, "Known are name, store, parameters, constraints, tasks, evaluator, strategy, run"),
+    ("zzz: 1\nrun:", "run:", 17, "Known are name, store, goal, parameters, constraints, tasks, evaluator, st"),
     ("memory://", "scan.db", 2, "store: the store must outlive the command"),
     ("''", "my scan", 1, "name: must have at least 1 character, got ''"),
     ("!!python/object/apply:os.system [ls]", "my scan", 1, "name: tags are not used here"),
@@ -283,10 +325,12 @@ def test_the_documented_files_are_valid(block: str, tmp_path: Path) -> None:
 def test_every_key_is_documented() -> None:
     text = DOCS.read_text()
     keys = (
-        "name store parameters constraints tasks evaluator strategy run lower upper scale unit step label threshold "
-        "transform weight acquisition seed design_size exploration surrogate kernel mean restarts max_iter search "
-        "batch pool candidates integration polish budget workers goal result workdir timeout impossible_exit_codes "
-        "environment events fidelity"
+        "name store goal parameters constraints tasks evaluator strategy run lower upper scale unit step label "
+        "threshold transform weight acquisition seed design_size exploration surrogate kernel mean restarts max_iter "
+        "search "
+        "batch pool candidates integration polish budget workers result workdir timeout impossible_exit_codes "
+        "environment events fidelity type families depth beam GaussianProcess KernelSearch minimum maximum "
+        "batch SUR MutualInformation PES TargetedIMSE EAVC ExclusionEntropy Straddle EFF Ranjan EI PI UCB Sobol"
     )
     assert [key for key in keys.split() if not re.search(rf"\b{key}\b", text)] == []
 

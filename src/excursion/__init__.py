@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .evaluators.command import Command
     from .evaluators.python import Function
     from .problem import Problem, Task
-    from .result import Result, find_level_set
+    from .result import Result, find_level_set, find_optimum
     from .runner import Report, run
     from .shadow import Replay, replay
     from .space import Constraint, Parameter, ParameterSpace
@@ -42,7 +42,7 @@ _HOME = {
     "evaluators.command": ("Command",),
     "evaluators.python": ("Function",),
     "problem": ("Problem", "Task"),
-    "result": ("Result", "find_level_set"),
+    "result": ("Result", "find_level_set", "find_optimum"),
     "runner": ("Report", "run"),
     "shadow": ("Replay", "replay"),
     "space": ("Constraint", "Parameter", "ParameterSpace"),
@@ -82,6 +82,7 @@ __all__ = [
     "Task",
     "Trial",
     "find_level_set",
+    "find_optimum",
     "open_store",
     "replay",
     "run",

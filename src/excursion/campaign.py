@@ -14,7 +14,19 @@ import torch
 from torch import Tensor
 
 from . import levelset
-from .acquisition import SUR, Acquisition, Search, Sobol, Target, acquisition_from_json, select
+from .acquisition import (
+    CRITERIA,
+    EI,
+    SUR,
+    Acquisition,
+    Prospect,
+    Search,
+    Sobol,
+    Target,
+    acquisition_from_json,
+    incumbent,
+    select,
+)
 from .acquisition.criteria import acquisition_to_json
 from .acquisition.search import _not_taken
 from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
@@ -44,7 +56,7 @@ class Strategy:
 
     Attributes:
         surrogate: recipe for the belief.
-        acquisition: criterion that scores candidates.
+        acquisition: criterion that scores candidates; None means SUR for level sets and EI for an optimum.
         search: settings of the search for the best batch.
         design_size: space-filling points come first, until this many trials hold values; None means 4 + 2 d.
         exploration: fraction of later points that are space-filling all the same, against missed islands (0 to 1).
@@ -52,7 +64,7 @@ class Strategy:
     """
 
     surrogate: Surrogate = field(default_factory=GaussianProcess)
-    acquisition: Acquisition = field(default_factory=SUR)
+    acquisition: Acquisition | None = None
     search: Search = field(default_factory=Search)
     design_size: int | None = None
     exploration: float = 0.05
@@ -74,11 +86,28 @@ class Strategy:
         """Trials with values before the criterion takes over, in d dimensions."""
         return 4 + 2 * d if self.design_size is None else self.design_size
 
+    def suited_to(self, problem: Problem) -> Strategy:
+        """The strategy with the criterion that this problem has by default, if it names none.
+
+        Raises:
+            InvalidStrategy: a criterion for level sets where an optimum is sought, or the reverse.
+        """
+        if self.acquisition is None:
+            return replace(self, acquisition=EI() if problem.sign else SUR())
+        seeks = "optimum" if problem.sign else "level set"
+        if self.acquisition.seeks not in (seeks, "any"):
+            fitting = [name for name, c in CRITERIA.items() if c.seeks in (seeks, "any")]
+            raise InvalidStrategy(
+                f"strategy: the criterion must fit the goal {problem.goal!r}, got {self.acquisition}. "
+                f"Use one of {', '.join(fitting)}"
+            )
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """The strategy as JSON-compatible data."""
         return {
             "surrogate": self.surrogate.to_json(),
-            "acquisition": acquisition_to_json(self.acquisition),
+            "acquisition": None if self.acquisition is None else acquisition_to_json(self.acquisition),
             "search": self.search.to_json(),
             "design_size": self.design_size,
             "exploration": self.exploration,
@@ -100,7 +129,7 @@ class Strategy:
                 if kind not in RECIPES:
                     raise InvalidStrategy(f"surrogate: must be one of {', '.join(RECIPES)}, got {kind!r}. Use one")
                 settings["surrogate"] = RECIPES[kind](**recipe)
-            if "acquisition" in settings:
+            if settings.get("acquisition") is not None:
                 settings["acquisition"] = acquisition_from_json(settings["acquisition"])
             if "search" in settings:
                 settings["search"] = Search(**settings["search"])
@@ -141,6 +170,7 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         beyond = ~(z.abs() < 1e60)
         side = torch.where(beyond & (side == 0), z.sign(), side)
         finite = torch.cat([z[~beyond], task.levels])
+        finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
         slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
         columns.append(z.clamp(finite.min(), finite.max()))
         variances.append(variance * slope**2)
@@ -166,10 +196,17 @@ def believe(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> Po
     return posterior
 
 
-def target(problem: Problem) -> Target:
-    """The problem's thresholds and weights as the surrogate sees them."""
+def target(problem: Problem, posterior: Posterior, observed: Tensor) -> Target:
+    """What is sought, as the surrogate sees it: thresholds and weights, or the value to beat.
+
+    Args:
+        problem: says what.
+        posterior: the belief.
+        observed: points with values, (n, d) in the unit cube.
+    """
     weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
-    return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum())
+    best = incumbent(posterior, observed, problem.sign) if problem.sign else None
+    return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum(), best, problem.sign or 1.0)
 
 
 def propose(
@@ -189,8 +226,9 @@ def propose(
     Raises:
         SpaceExhausted: a quantised space, or ``among``, has no point left.
         FitError: the surrogate could not be fitted.
+        InvalidStrategy: the criterion does not fit the problem's goal.
     """
-    space, k = problem.space, len(trials)
+    space, k, strategy = problem.space, len(trials), strategy.suited_to(problem)
     known = sum(t.state in INFORMATIVE for t in trials)
     basis = sum(t.state in FINISHED for t in trials)
     taken = space.to_unit(space.tensor([t.x for t in trials]))
@@ -215,12 +253,13 @@ def propose(
         with torch.no_grad():
             posterior = posterior.condition(extra)
         taken = torch.cat([taken, extra])
-    if (rest := n - sum(explore)) > 0:
+    if (rest := n - sum(explore)) > 0 and strategy.acquisition:
+        known_u = space.to_unit(space.tensor([t.x for t in trials if t.state in INFORMATIVE]))
         u, scores = select(
             strategy.acquisition,
             posterior,
             space,
-            target(problem),
+            target(problem, posterior, known_u),
             rest,
             seed=strategy.seed + 104729 * (k + 1),
             taken=taken,
@@ -233,7 +272,9 @@ def propose(
     with torch.no_grad():
         mean, variance = posterior.marginal(points)
     above = {
-        t.name: levelset.excursion_probability(mean[i], variance[i], t.levels[0]) for i, t in enumerate(problem.tasks)
+        t.name: levelset.excursion_probability(mean[i], variance[i], t.levels[0])
+        for i, t in enumerate(problem.tasks)
+        if t.thresholds
     }
     return [
         Proposal(space.point(x), basis, criterion, score, {name: float(p[i]) for name, p in above.items()})
@@ -326,6 +367,67 @@ def uncertainty(problem: Problem, posterior: Posterior, points: int = 4096) -> d
     return out
 
 
+@torch.no_grad()
+def improvement(problem: Problem, posterior: Posterior, data: Observations) -> dict[str, float]:
+    """Largest expected improvement over the best value believed at a point seen, in units of the range of values seen.
+
+    Of the transformed values, over space-filling points and points around the three best ones; 1 while all values are
+    the same.
+    """
+    space, name = problem.space, problem.tasks[0].name
+    sought = target(problem, posterior, data.u)
+    mean = posterior.marginal(data.u)[0][0]
+    best = data.u[(problem.sign * mean).topk(min(3, len(data))).indices]
+    generator = torch.Generator().manual_seed(0)
+    scatter = torch.randn(4, len(best), 128, space.dim, generator=generator, dtype=torch.float64)
+    width = torch.tensor([0.2, 0.05, 0.01, 0.002], dtype=torch.float64)[:, None, None, None]
+    near = space.snap((best[:, None] + width * scatter).clamp(0.0, 1.0).reshape(-1, space.dim))
+    u = torch.cat([space.sample(0, 4096, 2**31 - 1), near[space.allowed_unit(near)]])
+    m, v = posterior.marginal(u)
+    at, weight, cross = m[:, :0], m[0, :0], m[:, None, :][:, :0]  # the criterion does not look ahead
+    look = Prospect(
+        m, v, posterior.noise, sought.levels, sought.weights, at, at, weight, cross, sought.best, sought.sign
+    )
+    span = float(data.z.max() - data.z.min())
+    return {name: float(EI().score(look).max()) / span if span > 0 else 1.0}
+
+
+def remaining(problem: Problem, posterior: Posterior, data: Observations) -> dict[str, float]:
+    """What is left to do per task: `uncertainty` of level sets, `improvement` of an optimum."""
+    return improvement(problem, posterior, data) if problem.sign else uncertainty(problem, posterior)
+
+
+@torch.no_grad()
+def one_sided(problem: Problem, posterior: Posterior, data: Observations) -> tuple[str, ...]:
+    """A sentence for each threshold that has no value on one side, with the highest probability of that side."""
+    notes = []
+    mean, variance = posterior.marginal(problem.space.sample(0, 4096, 2**31 - 1))
+    for i, task in enumerate(problem.tasks):
+        above, below = _sides(data, i, task.levels)
+        for j, threshold in enumerate(task.thresholds):
+            p = levelset.excursion_probability(mean[i], variance[i], task.levels[j])
+            for seen, side, chance in ((above[j], "at or above", p), (below[j], "below", 1 - p)):
+                if not seen:
+                    highest = float(chance.max())
+                    notes.append(f"{task.name}: no point {side} {threshold:g} seen yet; highest P = {highest:.2g}")
+    return tuple(notes)
+
+
+def _sides(data: Observations, task: int, levels: Tensor) -> tuple[list[bool], list[bool]]:
+    """Whether each threshold (k,) has a value surely at or above it, and one surely below."""
+    z, side = data.z[:, task : task + 1], data.side[:, task : task + 1]
+    above = (z >= levels) & (side >= 0)
+    below = ((z < levels) & (side <= 0)) | ((z <= levels) & (side < 0))
+    return above.any(0).tolist(), below.any(0).tolist()
+
+
+def best_trial(problem: Problem, trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the best value, the first of equal ones; exact values before bounds. None without values."""
+    name, known = problem.tasks[0].name, [t for t in trials if t.outcome and t.state in INFORMATIVE]
+    exact = [t for t in known if t.state == "complete"] or known
+    return max(exact, key=lambda t: problem.sign * t.outcome.values[name] if t.outcome else 0.0, default=None)
+
+
 @dataclass(frozen=True)
 class Status:
     """How a campaign stands.
@@ -333,14 +435,24 @@ class Status:
     Attributes:
         name: of the campaign.
         counts: state -> number of trials.
-        uncertainty: task -> expected misclassified fraction of the allowed volume; empty while the design runs.
-        crossed: task -> whether values on both sides of each threshold are known.
+        uncertainty: task -> expected misclassified fraction of the allowed volume; for an optimum the largest expected
+            improvement in units of the range of values seen (`improvement`). Empty while the design runs.
+        crossed: task -> whether values on both sides of each threshold are known; empty for an optimum.
+        notes: once the design is complete: thresholds with values on one side only, a sentence each.
+        best: where an optimum is sought: the trial with the best value.
     """
 
     name: str
     counts: Mapping[str, int]
     uncertainty: Mapping[str, float]
     crossed: Mapping[str, bool]
+    notes: tuple[str, ...] = ()
+    best: Trial | None = None
+
+    @property
+    def measure(self) -> str:
+        """What `uncertainty` is, for people."""
+        return "expected misclassified" if self.crossed else "expected improvement"
 
     @property
     def finished(self) -> int:
@@ -361,7 +473,7 @@ class Campaign:
     """
 
     def __init__(self, store: Store, name: str, problem: Problem, strategy: Strategy) -> None:
-        self.store, self.name, self.problem, self.strategy = store, name, problem, strategy
+        self.store, self.name, self.problem, self.strategy = store, name, problem, strategy.suited_to(problem)
 
     def __repr__(self) -> str:
         return f"<Campaign {self.name!r}: {', '.join(self.problem.task_names)} over {self.problem.space.names}>"
@@ -387,8 +499,9 @@ class Campaign:
 
         Raises:
             DuplicateCampaign: the name is taken.
+            InvalidStrategy: the criterion does not fit the problem's goal.
         """
-        strategy = strategy or Strategy()
+        strategy = (strategy or Strategy()).suited_to(problem)
         store = url if isinstance(url, Store) else open_store(url)
         spec = {
             "version": SPEC_VERSION,
@@ -529,22 +642,22 @@ class Campaign:
             return self.strategy.surrogate.fit(data)
 
     def status(self) -> Status:
-        """Counts, expected misclassified fraction and whether the thresholds are crossed."""
-        trials = self.trials
+        """Counts, what is left to do, and whether the thresholds are crossed or which value is best."""
+        problem, trials = self.problem, self.trials
         counts: dict[str, int] = {}
         for t in trials:
             counts[t.state] = counts.get(t.state, 0) + 1
-        data = observations(self.problem, trials)
-        crossed = {}
-        for i, task in enumerate(self.problem.tasks):
-            z, side = data.z[:, i : i + 1], data.side[:, i : i + 1]
-            above = (z >= task.levels) & (side >= 0)
-            below = ((z < task.levels) & (side <= 0)) | ((z <= task.levels) & (side < 0))
-            crossed[task.name] = bool((above.any(0) & below.any(0)).all())
-        enough = len(data) >= max(2, self.strategy.design(self.problem.space.dim))
+        data = observations(problem, trials)
+        enough = len(data) >= max(2, self.strategy.design(problem.space.dim))
         with one_thread(len(data)):
-            left = uncertainty(self.problem, self.strategy.surrogate.fit(data)) if enough else {}
-        return Status(self.name, counts, left, crossed)
+            posterior = self.strategy.surrogate.fit(data) if enough else None
+            left = {} if posterior is None else remaining(problem, posterior, data)
+            notes = () if posterior is None else one_sided(problem, posterior, data)
+        if problem.sign:
+            return Status(self.name, counts, left, {}, notes, best_trial(problem, trials))
+        sides = {task.name: _sides(data, i, task.levels) for i, task in enumerate(problem.tasks)}
+        crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
+        return Status(self.name, counts, left, crossed, notes)
 
 
 def _storable(problem: Problem) -> Problem:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from .errors import InvalidOutcome, InvalidProblem
 from .space import ParameterSpace
 
 TransformName = Literal["identity", "log", "asinh", "log-tanh"]
+#: What is sought: {f = T}, or the least or the greatest value.
+Goal = Literal["level-set", "minimum", "maximum"]
 TRANSFORMS: tuple[TransformName, ...] = ("identity", "log", "asinh", "log-tanh")
 
 
@@ -101,7 +103,8 @@ class Task:
 
     Attributes:
         name: as in the outcomes' values.
-        thresholds: ascending; the level sets {f = T} that are sought. A bare number is accepted.
+        thresholds: ascending; the level sets {f = T} that are sought. A bare number is accepted. None, (), where an
+            optimum is sought.
         transform: see `Transform`.
         scale: the scale of the "asinh" transform, in the task's units.
         weight: importance of this task's level set relative to the others.
@@ -128,14 +131,14 @@ class Task:
             raise InvalidProblem(f"task {self.name!r}: thresholds must be numbers, got {self.thresholds!r}")
         thresholds = tuple(float(t) for t in given)
         ascending = all(a < b for a, b in itertools.pairwise(thresholds))
-        if not thresholds or not all(map(math.isfinite, thresholds)) or not ascending:
+        if not all(map(math.isfinite, thresholds)) or not ascending:
             raise InvalidProblem(
-                f"task {self.name!r}: thresholds must be finite and ascending, at least one, got {self.thresholds!r}"
+                f"task {self.name!r}: thresholds must be finite and ascending, got {self.thresholds!r}"
             )
         object.__setattr__(self, "thresholds", thresholds)
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise InvalidProblem(f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}")
-        if self.map.positive and min(thresholds) <= 0:
+        if self.map.positive and min(thresholds, default=1.0) <= 0:
             raise InvalidProblem(
                 f"task {self.name!r}: transform {self.transform!r} needs positive thresholds, got {thresholds}. "
                 "Use 'identity' or 'asinh'"
@@ -143,8 +146,9 @@ class Task:
 
     @property
     def map(self) -> Transform:
-        """The transform, centred on the (middle) threshold."""
-        return Transform(self.transform, self.thresholds[len(self.thresholds) // 2], self.scale)
+        """The transform, centred on the (middle) threshold; on 0 without one."""
+        center = self.thresholds[len(self.thresholds) // 2] if self.thresholds else 0.0
+        return Transform(self.transform, center, self.scale)
 
     @property
     def levels(self) -> Tensor:
@@ -154,16 +158,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Problem:
-    """A level-set search: where to look, at which outputs, and which values of them divide the space.
+    """A search: where to look, at which outputs, and which values of them are sought.
 
     Attributes:
         space: the parameters, their ranges and constraints.
         tasks: the outputs of one evaluation, learnt together. A single `Task` is accepted; the default is one task "f"
             with threshold 0.
+        goal: "level-set"; or "minimum" or "maximum" of the only task, whose thresholds then are of no account and are
+            dropped.
     """
 
     space: ParameterSpace
     tasks: tuple[Task, ...] = (Task(),)
+    goal: Goal = "level-set"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "space", ParameterSpace.of(self.space))
@@ -171,7 +178,30 @@ class Problem:
         names = [t.name for t in tasks]
         if not tasks or len(set(names)) < len(names):
             raise InvalidProblem(f"problem: needs at least one task and no repeated name, got {names}")
+        if self.goal not in get_args(Goal):
+            raise InvalidProblem(f"problem: the goal must be one of {', '.join(get_args(Goal))}, got {self.goal!r}")
+        if self.sign and len(tasks) > 1:
+            raise InvalidProblem(
+                f"problem: a {self.goal} is of one task, got {names}. Name one, or combine them in the function"
+            )
+        if self.sign:
+            if tasks[0].transform == "log-tanh":
+                raise InvalidProblem(
+                    f"task {tasks[0].name!r}: transform 'log-tanh' is flat far from a threshold, got goal "
+                    f"{self.goal!r}. Use 'identity', 'log' or 'asinh'"
+                )
+            tasks = (replace(tasks[0], thresholds=()),)
+        elif bare := [t.name for t in tasks if not t.thresholds]:
+            raise InvalidProblem(
+                f"problem: a level set needs at least one threshold per task, got none for {bare}. "
+                "Give one, or seek a minimum or maximum (goal)"
+            )
         object.__setattr__(self, "tasks", tasks)
+
+    @property
+    def sign(self) -> int:
+        """+1 if a maximum is sought, -1 if a minimum, 0 if level sets."""
+        return {"maximum": 1, "minimum": -1}.get(self.goal, 0)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -212,9 +242,12 @@ class Problem:
     def to_json(self) -> dict[str, Any]:
         """The problem as JSON-compatible data."""
         tasks = [asdict(t) | {"thresholds": list(t.thresholds)} for t in self.tasks]
-        return {"space": self.space.to_json(), "tasks": tasks}
+        # As written before there were goals, so that stores from then are those of now.
+        goal = {} if self.goal == "level-set" else {"goal": self.goal}
+        return {"space": self.space.to_json(), "tasks": tasks, **goal}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Problem:
         """The problem that `to_json` wrote."""
-        return cls(ParameterSpace.from_json(data["space"]), tuple(Task(**t) for t in data["tasks"]))
+        tasks = tuple(Task(**t) for t in data["tasks"])
+        return cls(ParameterSpace.from_json(data["space"]), tasks, data.get("goal", "level-set"))

@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import levelset
-from .campaign import Campaign, Strategy, observations
+from .campaign import Campaign, Strategy, best_trial, observations, one_sided
 from .contours import Contour, Slice, trace
-from .data import Outcome, Trial
-from .errors import FitError, InvalidPoint, InvalidStrategy
+from .data import INFORMATIVE, Outcome, Trial
+from .errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
 from .evaluators.python import Function
-from .problem import Problem, Task
+from .problem import Problem, Task, TransformName
 from .runner import run
 from .space import ParameterSpace
 from .store import Store
@@ -25,9 +26,28 @@ from .surrogate import Posterior
 from .threads import one_thread
 
 
+@dataclass(frozen=True)
+class Optimum:
+    """The minimum or maximum after a search.
+
+    Attributes:
+        x: where it is believed to be: the optimum of the belief's median, parameter name -> physical value.
+        value: the belief there, in the task's units.
+        sd: its standard deviation, see `Result.mean_and_sd`.
+        best: the trial with the best value.
+        best_value: that value.
+    """
+
+    x: Mapping[str, float]
+    value: float
+    sd: float
+    best: Trial
+    best_value: float
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
-    """The belief about the level sets after a search.
+    """The belief about the level sets, or the optimum, after a search.
 
     Attributes:
         problem: what was searched.
@@ -59,7 +79,13 @@ class Result:
 
     def __repr__(self) -> str:
         names, tasks = ", ".join(self.problem.space.names), ", ".join(self.problem.task_names)
-        return f"<Result: {tasks} over ({names}) from {self.evaluations} evaluations>"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"<Result: {tasks} over ({names}) from {self.evaluations} evaluations{notes}>"
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What is amiss: a sentence for each threshold that has values on one side only."""
+        return one_sided(self.problem, self.posterior, observations(self.problem, self.history))
 
     def _unit(self, x: Any) -> torch.Tensor:
         space = self.problem.space
@@ -143,6 +169,36 @@ class Result:
         return sum(not t.pending for t in self.history)
 
     @torch.no_grad()
+    def optimum(self) -> Optimum:
+        """The optimum of the belief, and the best value seen.
+
+        Of space-filling and evaluated points, with ever narrower scatter around the best ones.
+
+        Raises:
+            InvalidProblem: level sets were sought.
+        """
+        space, sign = self.problem.space, self.problem.sign
+        best = best_trial(self.problem, self.history)
+        if not sign or best is None or best.outcome is None:
+            raise InvalidProblem(
+                f"optimum: the problem's goal must be 'minimum' or 'maximum', got {self.problem.goal!r}. "
+                "Use Problem(..., goal='minimum') or find_optimum"
+            )
+        generator = torch.Generator().manual_seed(0)
+        known = space.to_unit(space.tensor([t.x for t in self.history if t.state in INFORMATIVE]))
+        u = torch.cat([known, space.sample(0, 8192, 2**31 - 1)])
+        for k in range(10):
+            top = u[(sign * self.posterior.marginal(u)[0][0]).topk(min(len(u), 5)).indices]
+            scatter = torch.randn(len(top), 200, space.dim, generator=generator, dtype=torch.float64)
+            near = space.snap((top[:, None] + 0.2 * 0.4**k * scatter).clamp(0.0, 1.0).reshape(-1, space.dim))
+            u = torch.cat([top, near[space.allowed_unit(near)]])
+        u = u[(sign * self.posterior.marginal(u)[0][0]).argmax()]
+        x = space.from_unit(u)
+        value, sd = self.mean_and_sd(x[None])
+        found = best.outcome.values[self.problem.tasks[0].name]
+        return Optimum(space.point(x), float(value[0]), float(sd[0]), best, found)
+
+    @torch.no_grad()
     def contours(
         self,
         task: str | None = None,
@@ -201,6 +257,11 @@ class Result:
 
 def _level(task: Task, threshold: float | None) -> float:
     """The threshold that is meant, checked as one of the task's own would be."""
+    if threshold is None and not task.thresholds:
+        raise InvalidProblem(
+            f"task {task.name!r}: where an optimum is sought there is no threshold, got none. "
+            "Give threshold=..., or use optimum()"
+        )
     return task.thresholds[0] if threshold is None else replace(task, thresholds=(threshold,)).thresholds[0]
 
 
@@ -294,21 +355,79 @@ def find_level_set(
     thresholds = threshold if isinstance(threshold, Mapping) else {"f": threshold}
     tasks = tuple(Task(t, v, transform) for t, v in thresholds.items())  # type: ignore[arg-type]
     problem = Problem(ParameterSpace.of(space, constraints), tasks)
+    return _search(
+        function, problem, budget=budget, batch=batch, seed=seed, design_size=design_size, goal=goal, strategy=strategy,
+        store=store, name=name, workers=workers, executor=executor, progress=progress,
+    )  # fmt: skip
+
+
+def find_optimum(
+    function: Callable[[dict[str, float]], float | Mapping[str, float] | Outcome],
+    space: ParameterSpace | Mapping[str, Any] | Sequence[Any],
+    *,
+    budget: int,
+    minimize: bool = True,
+    batch: int = 1,
+    seed: int = 0,
+    design_size: int | None = None,
+    constraints: Sequence[Any] = (),
+    transform: TransformName = "identity",
+    goal: float | None = None,
+    strategy: Strategy | None = None,
+    store: Store | str = "memory://",
+    name: str = "optimum",
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> Result:
+    """Find the minimum (or maximum) of an expensive function with few evaluations: Bayesian optimisation.
+
+    Args:
+        function, space, budget, batch, seed, design_size, constraints, strategy, store, name, workers, executor,
+            progress: see `find_level_set`. The default criterion is expected improvement.
+        minimize: False seeks the maximum.
+        transform: "identity", or "log" for positive values over decades, whose minimum counts; see `Transform`.
+        goal: stop early when the largest expected improvement, in units of the range of values seen, stays at or below
+            this.
+
+    Returns:
+        The belief about the function; `Result.optimum` says where the optimum is.
+
+    Raises:
+        InvalidSpace, InvalidProblem, InvalidStrategy: arguments that make no sense.
+        FitError: fewer than two evaluations gave values.
+
+    Example:
+        >>> found = find_optimum(lambda p: (p["x"] - 0.3) ** 2, {"x": (0, 1)}, budget=12).optimum()
+        >>> bool(abs(found.x["x"] - 0.3) < 0.01)
+        True
+    """
+    problem = Problem(
+        ParameterSpace.of(space, constraints), (Task("f", (), transform),), "minimum" if minimize else "maximum"
+    )
+    return _search(
+        function, problem, budget=budget, batch=batch, seed=seed, design_size=design_size, goal=goal, strategy=strategy,
+        store=store, name=name, workers=workers, executor=executor, progress=progress,
+    )  # fmt: skip
+
+
+def _search(
+    function: Callable[[dict[str, float]], float | Mapping[str, float] | Outcome],
+    problem: Problem,
+    *,
+    seed: int,
+    design_size: int | None,
+    strategy: Strategy | None,
+    store: Store | str,
+    name: str,
+    **running: Any,
+) -> Result:
+    """Create the campaign, or go on with it, run it, and see what is known."""
     strategy = replace(strategy or Strategy(), seed=seed)
     if design_size is not None:
         strategy = replace(strategy, design_size=design_size)
     campaign = _create_or_open(store, name, problem, strategy)
-    evaluator = Function(function, task=tasks[0].name)
-    run(
-        campaign,
-        evaluator,
-        budget=budget,
-        batch=batch,
-        workers=workers,
-        executor=executor,
-        goal=goal,
-        progress=progress,
-    )
+    run(campaign, Function(function, task=problem.tasks[0].name), **running)
     return Result.of(campaign)
 
 
@@ -320,7 +439,7 @@ def _create_or_open(store: Store | str, name: str, problem: Problem, strategy: S
     if name not in opened.names():
         return Campaign.create(opened, name, problem, strategy)
     campaign = Campaign.open(opened, name, problem)
-    if campaign.strategy != strategy:
+    if campaign.strategy != strategy.suited_to(problem):
         raise InvalidStrategy(
             f"campaign {name!r}: is in the store already with another strategy (seed, design_size, ...), got "
             f"{strategy}, there {campaign.strategy}. Give another name or the same strategy"

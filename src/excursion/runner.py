@@ -85,7 +85,8 @@ def run(
         executor: any `concurrent.futures.Executor`; it is not shut down. The default is a pool of processes that
             survives the death of a worker (loky), or this process itself if ``workers`` is 1.
         workers: evaluations at the same time; the default is the executor's number, or the lesser of batch and cores.
-        goal: stop when the expected misclassified fraction of every task has been at most this at two asks in a row.
+        goal: stop when the expected misclassified fraction of every task has been at most this at two asks in a row;
+            for an optimum, the largest expected improvement in units of the range of values seen.
         progress: show evaluations, failures, expected misclassified fraction, time per point and time left.
 
     Returns:
@@ -183,7 +184,7 @@ def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | 
     if workers is not None and not _positive(workers):
         raise InvalidStrategy(f"{where}: the number of workers must be positive, got {workers!r}")
     if goal is not None and not (isinstance(goal, float | int) and 0 < goal < 0.5):
-        raise InvalidStrategy(f"{where}: the goal is a fraction of the volume between 0 and 0.5, got {goal!r}")
+        raise InvalidStrategy(f"{where}: the goal is a fraction between 0 and 0.5, got {goal!r}")
 
 
 def _positive(value: Any) -> bool:
@@ -326,14 +327,15 @@ class _Display:
             return
         if evaluations != self._known:
             self._known = evaluations
-            left = self._campaign.status().uncertainty
-            self._left = f"{100 * max(left.values()):.2f} %" if left else "(design)"
+            status = self._campaign.status()
+            left = status.uncertainty
+            self._left = f"{status.measure} " + (f"{100 * max(left.values()):.2f} %" if left else "(design)")
         seconds = (now - self._start) / evaluations if evaluations else math.nan
         done = self._before + evaluations
         eta = (self._budget - done) * seconds
         line = (
-            f"{done}/{self._budget} evaluated, {failed} failed, {len(running)} running | expected misclassified "
-            f"{self._left} | {seconds:.1f} s/point | {_clock(eta)} left"
+            f"{done}/{self._budget} evaluated, {failed} failed, {len(running)} running | {self._left} | "
+            f"{seconds:.1f} s/point | {_clock(eta)} left"
         )
         self._said = now
         if self._live is not None:

@@ -25,19 +25,18 @@ import pydantic
 import yaml
 
 from .acquisition import CRITERIA, Search
-from .acquisition.criteria import acquisition_from_json
 from .campaign import Campaign, Strategy
 from .data import Outcome, Trial
 from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec
 from .evaluators import Evaluator
 from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
-from .problem import Problem, Task, TransformName
+from .problem import Goal, Problem, Task, TransformName
 from .result import table
 from .runner import Report, run
 from .space import Parameter, ParameterSpace
 from .store import Store, open_store
-from .surrogate import GaussianProcess
+from .surrogate import RECIPES
 
 __all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume"]
 
@@ -218,6 +217,7 @@ class _Top(pydantic.BaseModel):
     model_config = _CONFIG
     name: Annotated[str, pydantic.Field(min_length=1, max_length=200, pattern=r"\S")] | None = None
     store: _Text | None = None
+    goal: Goal = "level-set"
     parameters: dict[str, Any]
     constraints: list[str] = []
     tasks: dict[str, Any]
@@ -228,7 +228,7 @@ class _Top(pydantic.BaseModel):
 
 class _Task(pydantic.BaseModel):
     model_config = _CONFIG
-    threshold: float | list[float]
+    threshold: float | list[float] = []
     transform: TransformName = "identity"
     scale: float = 1.0
     weight: float = 1.0
@@ -263,7 +263,7 @@ class _Example(pydantic.BaseModel):
 class _Strategy(pydantic.BaseModel):
     model_config = _CONFIG
     acquisition: str | dict[str, Any] = "SUR"
-    surrogate: dict[str, Any] = {}
+    surrogate: str | dict[str, Any] = "GaussianProcess"
     search: dict[str, Any] = {}
     design_size: Annotated[int, pydantic.Field(ge=2)] | None = None
     exploration: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
@@ -285,11 +285,13 @@ _EVALUATORS: dict[str, type[pydantic.BaseModel]] = {"command": _Command, "python
 def _model(settings: type, without: tuple[str, ...] = ()) -> type[pydantic.BaseModel]:
     """The model of a frozen dataclass of settings: its fields are the keys."""
     hints = typing.get_type_hints(settings)
-    fields: dict[str, Any] = {
-        f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)
-        for f in dataclasses.fields(settings)
-        if f.name not in without
-    }
+    fields: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        if f.name not in without:
+            hint: Any = hints[f.name]
+            if typing.get_origin(hint) is tuple:
+                hint = Annotated[hint, pydantic.Field(strict=False)]  # YAML knows lists only
+            fields[f.name] = (hint, ... if f.default is dataclasses.MISSING else f.default)
     return pydantic.create_model(settings.__name__, __config__=_CONFIG, **fields)
 
 
@@ -341,6 +343,7 @@ _RULES = {
     "int_type": ("must be a whole number", "Write it without quotes, point and exponent"),
     "int_from_float": ("must be a whole number", "Write it without point and exponent"),
     "string_type": ("must be text", "Put it in quotes"),
+    "tuple_type": ("must be a list", "Write [a, b] or one '- item' per line"),
     "list_type": ("must be a list", "Write [a, b] or one '- item' per line"),
     "dict_type": ("must be a mapping (key: value)", "Indent 'key: value' lines below it"),
 }
@@ -400,7 +403,7 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
         name=top.get("name") or path.stem,
         store=store if "://" in store else os.path.join(path.parent, os.path.expanduser(store)),
         problem=problem,
-        strategy=_strategy(document, top.get("strategy", {})),
+        strategy=_strategy(document, top.get("strategy", {}), problem),
         evaluator=settings,
         run={key: value for key, value in running.items() if value is not None},
     )
@@ -408,6 +411,8 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
 
 def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
     path: _Keys
+    goal = top.get("goal", "level-set")
+    optimum = goal != "level-set"
     parameters = []
     for name, value in top["parameters"].items():
         path = ("parameters", name)
@@ -423,9 +428,14 @@ def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
     tasks = []
     for name, value in top["tasks"].items():
         path = ("tasks", name)
+        if optimum and value is None:
+            value = {}
         given = _given(document, _Task, value if isinstance(value, dict) else {"threshold": value}, path)
+        if not optimum and given.get("threshold", []) == []:
+            fix = "Add 'threshold: ...', or seek an optimum with 'goal: minimum'"
+            raise document.invalid(path, "the key 'threshold' must be given", list(given), fix)
         with document.at(path):
-            thresholds = given.pop("threshold")
+            thresholds = given.pop("threshold", [])
             tasks.append(Task(name, tuple(thresholds) if isinstance(thresholds, list) else (thresholds,), **given))
     columns: set[str] = set(table(Problem(ParameterSpace((Parameter("x", 0, 1),))), [_NO_TRIAL])[0])
     columns -= {"x", "f", "f_sd", "f_bound"}
@@ -450,33 +460,41 @@ def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
         path = ("constraints", guilty[0]) if guilty else ("constraints",)
         raise InvalidSpec(f"{document.where(path)}: {error}") from error
     with document.at(("tasks",)):
-        return Problem(space, tuple(tasks))
+        return Problem(space, tuple(tasks), goal)
 
 
 _NO_TRIAL = Trial(number=0, x={"x": 0.0}, basis=0, after=0)
 
 
-def _strategy(document: _Document, data: Any) -> Strategy:
+def _strategy(document: _Document, data: Any, problem: Problem) -> Strategy:
     given = _given(document, _Strategy, data, ("strategy",))
-    if "acquisition" in given:
-        path: _Keys = ("strategy", "acquisition")
-        named = given["acquisition"]
-        settings = {"type": named} if isinstance(named, str) else dict(named)
-        name = settings.pop("type", None)
-        if name not in CRITERIA:
-            raise document.invalid(
-                path, "must be the name of a criterion", name, _suggestion(str(name), list(CRITERIA))
-            )
-        settings = _given(document, _model(CRITERIA[name]), settings, path)
-        with document.at(path):
-            given["acquisition"] = acquisition_from_json({"type": name, **settings})
-    for key, recipe in (("surrogate", GaussianProcess), ("search", Search)):
+    for key, known, what, default in (
+        ("acquisition", CRITERIA, "criterion", None),
+        ("surrogate", RECIPES, "surrogate", "GaussianProcess"),
+    ):
         if key in given:
-            settings = _given(document, _model(recipe), given[key], ("strategy", key))
-            with document.at(("strategy", key)):
-                given[key] = recipe(**settings)
+            given[key] = _recipe(document, given[key], known, what, default, ("strategy", key))
+    if "search" in given:
+        settings = _given(document, _model(Search), given["search"], ("strategy", "search"))
+        with document.at(("strategy", "search")):
+            given["search"] = Search(**settings)
     with document.at(("strategy",)):
-        return Strategy(**given)
+        strategy = Strategy(**given)
+    with document.at(("strategy", "acquisition")):
+        return strategy.suited_to(problem)
+
+
+def _recipe(
+    document: _Document, data: Any, known: Mapping[str, Any], what: str, default: str | None, path: _Keys
+) -> Any:
+    """The recipe meant by a name, or by {type: name, setting: value}; its fields are the keys."""
+    settings = {"type": data} if isinstance(data, str) else dict(data)
+    name = settings.pop("type", default)
+    if name not in known:
+        raise document.invalid(path, f"must be the name of a {what}", name, _suggestion(str(name), list(known)))
+    settings = _given(document, _model(known[name]), settings, path)
+    with document.at(path):
+        return known[name](**settings)
 
 
 def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, folder: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..campaign import Campaign
+from ..campaign import Campaign, Status
 from ..contours import Contour
 from ..data import FINISHED, Trial
-from ..errors import InvalidPoint, StoreError
+from ..errors import InvalidPoint, InvalidProblem, StoreError
 from ..problem import Problem
 from ..result import Result, table
 from ..runner import Report
@@ -90,6 +90,7 @@ def _description(name: str, problem: Problem) -> dict[str, Any]:
         "parameters": [asdict(p) for p in problem.space.parameters],
         "constraints": [c.text for c in problem.space.constraints],
         "tasks": [asdict(t) for t in problem.tasks],
+        **({"goal": problem.goal} if problem.sign else {}),
     }
 
 
@@ -105,7 +106,12 @@ def contours(result: Result, fixed: Sequence[str] = ()) -> list[Contour]:
 
     Raises:
         InvalidPoint: more than two parameters vary, or a value that is no number.
+        InvalidProblem: an optimum was sought.
     """
+    if result.problem.sign:
+        raise InvalidProblem(
+            f"contours: level sets must have been sought, got the goal {result.problem.goal!r}. Export the trials"
+        )
     values = {}
     for item in fixed:
         name, _, number = item.partition("=")
@@ -159,10 +165,14 @@ def standing(campaign: Campaign) -> dict[str, Any]:
 
     Returns:
         "counts" (state -> trials), "expected_misclassified" (task -> fraction of the allowed volume, None while the
-        design runs), "crossed" (task -> whether values on both sides are known), "seconds_per_point" (mean from claim
-        to outcome, None if nothing was evaluated), "failures" (the last three, latest first), "budget" (or None).
+        design runs), "crossed" (task -> whether values on both sides are known), "notes" (sentences on thresholds with
+        values on one side only), "seconds_per_point" (mean from claim to outcome, None if nothing was evaluated),
+        "failures" (the last three, latest first), "budget" (or None). For an optimum, instead of the second and the
+        third: "goal" ("minimum" or "maximum"), "expected_improvement" (task -> the largest, in units of the range of
+        values seen) and "best" (number, parameters and value of the best trial, or None).
     """
     status, trials = campaign.status(), campaign.trials
+    left = {t: status.uncertainty.get(t) for t in campaign.problem.task_names}
     seconds = [t.finished - t.started for t in trials if t.finished is not None and t.started is not None]
     failed = [t for t in trials if t.outcome is not None and t.outcome.error is not None]
     failed.sort(key=lambda t: -1 if t.told is None else t.told, reverse=True)
@@ -171,8 +181,8 @@ def standing(campaign: Campaign) -> dict[str, Any]:
         "counts": dict(sorted(status.counts.items())),
         "finished": sum(t.state in FINISHED for t in trials),
         "budget": (campaign.extra.get("run") or {}).get("budget"),
-        "expected_misclassified": {t: status.uncertainty.get(t) for t in campaign.problem.task_names},
-        "crossed": dict(status.crossed),
+        **(_optimum(campaign.problem, status, left) if campaign.problem.sign else _level_set(status, left)),
+        "notes": list(status.notes),
         "seconds_per_point": sum(seconds) / len(seconds) if seconds else None,
         "failures": [
             {"number": t.number, "state": t.state, "reason": t.outcome.error} for t in failed[:3] if t.outcome
@@ -180,20 +190,41 @@ def standing(campaign: Campaign) -> dict[str, Any]:
     }
 
 
+def _level_set(status: Status, left: Mapping[str, float | None]) -> dict[str, Any]:
+    return {"expected_misclassified": dict(left), "crossed": dict(status.crossed)}
+
+
+def _optimum(problem: Problem, status: Status, left: Mapping[str, float | None]) -> dict[str, Any]:
+    found, best = None, status.best
+    if best is not None and best.outcome is not None:
+        found = {"number": best.number, "x": dict(best.x), "value": best.outcome.values[problem.task_names[0]]}
+    return {"goal": problem.goal, "expected_improvement": dict(left), "best": found}
+
+
 def standing_lines(found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     counts = ", ".join(f"{n} {state}" for state, n in found["counts"].items()) or "no trials"
     of = f" of {found['budget']}" if found["budget"] else ""
     lines = [f"{found['campaign']}: {found['finished']}{of} finished ({counts})"]
-    for task, left in found["expected_misclassified"].items():
+    unknown = "not known before the design is complete"
+    for task, left in found.get("expected_misclassified", {}).items():
         crossed = "threshold crossed" if found["crossed"][task] else "threshold not crossed yet"
-        known = "not known before the design is complete" if left is None else f"{100 * left:.2f} % of the volume"
-        lines.append(f"  {task}: {crossed}, expected misclassified {known}")
+        lines.append(f"  {task}: {crossed}, expected misclassified {_share(left, 'the volume') or unknown}")
+    for task, left in found.get("expected_improvement", {}).items():
+        if (best := found["best"]) is not None:
+            point = ", ".join(f"{name}={value:g}" for name, value in best["x"].items())
+            lines.append(f"  {task}: best value {best['value']:g} in trial {best['number']} at {point}")
+        lines.append(f"  {task}: expected improvement {_share(left, 'the range of values seen') or unknown}")
+    lines += [f"  {note}" for note in found["notes"]]
     if found["seconds_per_point"] is not None:
         lines.append(f"  {found['seconds_per_point']:.2f} s per point")
     for failure in found["failures"]:
         lines.append(f"  trial {failure['number']} {failure['state']}: {' '.join(failure['reason'].split())}")
     return lines
+
+
+def _share(value: float | None, of: str) -> str:
+    return "" if value is None else f"{100 * value:.2f} % of {of}"
 
 
 def listing(url: str) -> list[str]:
@@ -210,11 +241,12 @@ def ended(report: Report, store: str) -> str:
         "exhausted": "no point is left in the quantised space",
     }[report.reason]
     left = ", ".join(f"{task} {100 * value:.2f} %" for task, value in report.status.uncertainty.items())
+    notes = "".join(f"; {note}" for note in report.status.notes)
     last = f" (the last one: {' '.join(report.last_error.split())[:300]})" if report.last_error else ""
     return (
         f"{report.status.name}: {why}; {report.evaluations} evaluations in {report.seconds:.1f} s, "
         f"{report.failed} failed{last}, {report.status.finished} finished in all; "
-        f"expected misclassified: {left or 'not known before the design is complete'}; store {store}"
+        f"{report.status.measure}: {left or 'not known before the design is complete'}{notes}; store {store}"
     )
 
 

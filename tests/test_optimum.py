@@ -14,13 +14,16 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.stats import norm
+from typer.testing import CliRunner
 
 import excursion
 from excursion.acquisition import EI, SUR, UCB, Search, Sobol, Straddle
 from excursion.campaign import Campaign, Strategy, best_trial, improvement, observations, propose, target
+from excursion.cli import app
 from excursion.data import Outcome
 from excursion.errors import InvalidProblem, InvalidStrategy
 from excursion.problem import Problem, Task
+from excursion.report.plot import plot
 from excursion.report.tables import ended, exported, standing, standing_lines, strict_json
 from excursion.result import Result, find_optimum
 from excursion.space import Parameter, ParameterSpace
@@ -208,11 +211,10 @@ def test_only_infinite_values() -> None:
 
 
 def test_the_optimum_of_the_belief(found: Result) -> None:
-    """Nowhere on a fine grid is the belief's mean lower, and value and sd are the belief's there."""
+    """Nowhere on a fine grid is mean + sd lower, and value and sd are the belief's there."""
     optimum = found.optimum()
-    grid = found.problem.space.grid(301)
-    mean, _ = found.mean_and_sd(grid.numpy())
-    assert optimum.value <= mean.min() + 1e-6
+    mean, sd = found.mean_and_sd(found.problem.space.grid(301).numpy())
+    assert optimum.value + optimum.sd <= (mean + sd).min() + 1e-6
     assert found.mean_and_sd([optimum.x])[0][0] == pytest.approx(optimum.value)
     assert found.mean_and_sd([optimum.x])[1][0] == pytest.approx(optimum.sd)
     values = [t.outcome.values["f"] for t in found.history]
@@ -289,6 +291,91 @@ def test_exports_and_the_end_of_a_run(tmp_path: Path) -> None:
         exported(campaign, "contours", "csv")
     report = excursion.run(campaign, excursion.Function(branin, task="chi2"), budget=12, workers=1, progress=False)
     assert "expected improvement: chi2 " in ended(report, "best.db")
+
+
+# --- figures
+
+
+def labelled(ax: Any, label: str) -> np.ndarray:
+    (line,) = [line for line in ax.lines if line.get_label() == label]
+    return line.get_xydata()
+
+
+def entries(ax: Any) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_the_plane_shows_the_median_and_the_best_point(found: Result, tmp_path: Path) -> None:
+    ax = plot(found, tmp_path / "plane.png")
+    optimum = found.optimum()
+    assert (tmp_path / "plane.png").stat().st_size > 10_000
+    assert labelled(ax, "_optimum").tolist() == [[optimum.x["x"], optimum.x["y"]]]
+    assert entries(ax) == [f"Minimum of f: {optimum.value:.4g}", "complete (35)"]
+    mesh = ax.collections[0].get_array()
+    grid = found.problem.space.grid(201).numpy()
+    assert np.allclose(mesh.T.ravel(), found.mean_and_sd(grid)[0])
+    assert ax.figure.axes[1].get_ylabel() == "f"
+
+
+def test_a_line_shows_the_band_and_the_best_point() -> None:
+    result = find_optimum(lambda p: math.cos(p["x"]), {"x": (1, 6)}, budget=12, workers=1, strategy=QUICK)
+    ax = plot(result)
+    assert labelled(ax, "_optimum")[0] == pytest.approx([math.pi, -1.0], abs=0.02)
+    assert not ax.texts
+    assert entries(ax)[-1].startswith("Minimum of f: −1")
+    result = find_optimum(lambda p: 10 ** math.cos(p["x"]), {"x": (1, 6)}, budget=12, workers=1, transform="log")
+    assert plot(result).get_yscale() == "log"
+
+
+def test_slices_go_through_the_best_point() -> None:
+    result = find_optimum(
+        lambda p: (p["a"] - 0.3) ** 2 + (p["b"] - 0.6) ** 2 + p["c"], {k: (0, 1) for k in "abc"}, budget=25, batch=5,
+        constraints=["a + b + c > 0.5"], workers=1, strategy=QUICK, minimize=False,
+    )  # fmt: skip
+    optimum = result.optimum()
+    axes = plot(result)
+    assert [ax is None for ax in axes.ravel()] == [False, True, False, False]
+    assert labelled(axes[1, 0], "_optimum").tolist() == [[optimum.x["a"], optimum.x["c"]]]
+    legend = [t.get_text() for ax in axes[0, 0].figure.axes if ax.get_legend() for t in ax.get_legend().get_texts()]
+    assert {"Forbidden", f"Maximum of f: {optimum.value:.4g}", "complete (25)"} == set(legend)
+    limits = {ax.collections[0].get_clim() for ax in axes.ravel() if ax is not None}
+    assert len(limits) == 1
+    flat = plot(result, kind="optimum", names=("b", "c"))
+    assert (flat.get_xlabel(), flat.get_ylabel()) == ("b", "c")
+    assert labelled(flat, "_optimum").tolist() == [[optimum.x["b"], optimum.x["c"]]]
+    assert plot(result, kind="slices", threshold=1.0)[0, 0] is not None
+
+
+def test_convergence_is_the_best_value_so_far(found: Result) -> None:
+    ax = plot(found, kind="convergence")
+    values = [t.outcome.values["f"] for t in found.history]
+    assert labelled(ax, "_values")[:, 1].tolist() == values
+    assert labelled(ax, "_best")[:-1, 1].tolist() == np.minimum.accumulate(values).tolist()
+    assert entries(ax) == ["Best value seen", "Value"]
+
+
+def test_figures_of_level_sets_need_one(found: Result) -> None:
+    for kind in ("probability", "exclusion"):
+        with pytest.raises(InvalidProblem, match="where an optimum is sought there is no threshold"):
+            plot(found, kind=kind)
+    assert plot(found, kind="probability", threshold=20.0).get_legend() is not None
+    with pytest.raises(InvalidProblem, match="goal must be 'minimum' or 'maximum'"):
+        plot(replace(found, problem=Problem(BRANIN)), kind="optimum")
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    campaign_of(12, tmp_path)
+    store = f"{tmp_path}/best.db"
+
+    def call(*args: str) -> Any:
+        return CliRunner().invoke(app, args, prog_name="excursion")
+
+    assert "best value" in call("status", store).stdout
+    assert call("plot", store, "--out", f"{tmp_path}/a.png").exit_code == 0
+    assert (tmp_path / "a.png").exists()
+    refused = call("export", store, "--what", "contours")
+    assert refused.exit_code == 2
+    assert "level sets must have been sought" in refused.output
 
 
 def test_the_goal_is_kept_and_checked_in_the_store(tmp_path: Path) -> None:

@@ -150,6 +150,21 @@ class Task:
         center = self.thresholds[len(self.thresholds) // 2] if self.thresholds else 0.0
         return Transform(self.transform, center, self.scale)
 
+    def threshold(self, given: float | None = None) -> float:
+        """The threshold that is meant, checked as one of the task's own would be; without one the first of these.
+
+        Raises:
+            InvalidProblem: it makes no sense, or there is none.
+        """
+        if given is not None:
+            return replace(self, thresholds=(given,)).thresholds[0]
+        if not self.thresholds:
+            raise InvalidProblem(
+                f"task {self.name!r}: where an optimum is sought there is no threshold, got none. "
+                "Give threshold=..., or use optimum()"
+            )
+        return self.thresholds[0]
+
     @property
     def levels(self) -> Tensor:
         """The thresholds as the surrogate sees them, shape (k,), ascending."""

@@ -31,7 +31,8 @@ class Optimum:
     """The minimum or maximum after a search.
 
     Attributes:
-        x: where it is believed to be: the optimum of the belief's median, parameter name -> physical value.
+        x: where it is believed to be, parameter name -> physical value: the optimum of mean + sd (mean - sd for a
+            maximum) of the transformed values, so that a place where nothing is known does not win by hope.
         value: the belief there, in the task's units.
         sd: its standard deviation, see `Result.mean_and_sd`.
         best: the trial with the best value.
@@ -128,7 +129,7 @@ class Result:
             Shape (n,), between 0 and 1. Points forbidden by a constraint get NaN: nothing is known there.
         """
         i, chosen = self._index(task)
-        level = _level(chosen, threshold)
+        level = chosen.threshold(threshold)
         u = self._unit(x)
         mean, variance = self.posterior.marginal(u)
         z = chosen.map(torch.tensor(level, dtype=torch.float64))
@@ -174,6 +175,9 @@ class Result:
 
         Of space-filling and evaluated points, with ever narrower scatter around the best ones.
 
+        References:
+            Picheny, Ginsbourger, Richet, Caplin, Technometrics 55 (2013) 2: a quantile of the belief to decide by.
+
         Raises:
             InvalidProblem: level sets were sought.
         """
@@ -187,12 +191,17 @@ class Result:
         generator = torch.Generator().manual_seed(0)
         known = space.to_unit(space.tensor([t.x for t in self.history if t.state in INFORMATIVE]))
         u = torch.cat([known, space.sample(0, 8192, 2**31 - 1)])
+
+        def worth(points: torch.Tensor) -> torch.Tensor:
+            mean, variance = (m[0] for m in self.posterior.marginal(points))
+            return sign * mean - variance.sqrt()
+
         for k in range(10):
-            top = u[(sign * self.posterior.marginal(u)[0][0]).topk(min(len(u), 5)).indices]
+            top = u[worth(u).topk(min(len(u), 5)).indices]
             scatter = torch.randn(len(top), 200, space.dim, generator=generator, dtype=torch.float64)
             near = space.snap((top[:, None] + 0.2 * 0.4**k * scatter).clamp(0.0, 1.0).reshape(-1, space.dim))
             u = torch.cat([top, near[space.allowed_unit(near)]])
-        u = u[(sign * self.posterior.marginal(u)[0][0]).argmax()]
+        u = u[worth(u).argmax()]
         x = space.from_unit(u)
         value, sd = self.mean_and_sd(x[None])
         found = best.outcome.values[self.problem.tasks[0].name]
@@ -221,7 +230,7 @@ class Result:
             InvalidPoint: more than two parameters vary.
         """
         i, chosen = self._index(task)
-        level = _level(chosen, threshold)
+        level = chosen.threshold(threshold)
         grid = Slice.of(self.problem.space, tuple(names) if names is not None else None, fixed, n)
         mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.to_unit(grid.x)))
         z = chosen.map(torch.tensor(level, dtype=torch.float64))
@@ -249,20 +258,10 @@ class Result:
     def volume_fraction(self, task: str | None = None, threshold: float | None = None) -> tuple[float, float]:
         """Fraction of the allowed volume with f >= threshold, and the fraction expected to be misclassified."""
         i, chosen = self._index(task)
-        level = _level(chosen, threshold)
+        level = chosen.threshold(threshold)
         mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.sample(0, 8192, 2**31 - 1)))
         p = levelset.excursion_probability(mean, variance, chosen.map(torch.tensor(level, dtype=torch.float64)))
         return float(p.mean()), float(levelset.misclassification(p).mean())
-
-
-def _level(task: Task, threshold: float | None) -> float:
-    """The threshold that is meant, checked as one of the task's own would be."""
-    if threshold is None and not task.thresholds:
-        raise InvalidProblem(
-            f"task {task.name!r}: where an optimum is sought there is no threshold, got none. "
-            "Give threshold=..., or use optimum()"
-        )
-    return task.thresholds[0] if threshold is None else replace(task, thresholds=(threshold,)).thresholds[0]
 
 
 def table(problem: Problem, trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -106,6 +106,46 @@ def probability(
     return mesh, handles
 
 
+def median(
+    ax: Axes, space: ParameterSpace, grid: Slice, values: np.ndarray, shown: tuple[float, float] | None = None
+) -> tuple[Any, list[Any]]:
+    """The map of the belief's median between the ends shown, lines of equal value, the forbidden region; the map and
+    legend entries."""
+    from matplotlib.ticker import MaxNLocator
+
+    allowed = values[grid.allowed.numpy().reshape(grid.shape)]
+    low, high = shown or (float(allowed.min()), float(allowed.max()))
+    values = values.clip(low, high)
+    mesh = ax.pcolormesh(
+        *grid.axes, values.T, cmap="cividis", vmin=low, vmax=high, shading="nearest", rasterized=True, zorder=1
+    )
+    handles: list[Any] = []
+    if high > low:
+        levels = MaxNLocator(9).tick_values(low, high)
+        ax.contour(
+            *grid.axes,
+            values.T,
+            levels=levels,
+            colors="white",
+            linestyles="solid",
+            linewidths=0.6,
+            alpha=0.6,
+            zorder=1.5,
+        )
+    if grid.allowed.logical_not().any():
+        handles.append((hatch(ax, space, grid), "Forbidden"))
+    return mesh, handles
+
+
+def star(ax: Axes, point: Sequence[float], text: str) -> tuple[Any, str]:
+    """Mark the best point; a legend entry."""
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {"marker": "*", "color": RED, "mec": "white", "ls": ""}
+    ax.plot(*([value] for value in point), ms=15, zorder=5, clip_on=False, label="_optimum", **look)
+    return Line2D([], [], ms=11, **look), text
+
+
 def lines(ax: Axes, grid: Slice, values: np.ndarray, label: str, **look: Any) -> tuple[bool, Any]:
     """Draw {values = 0}; whether there is any, and a legend entry."""
     from matplotlib.lines import Line2D
@@ -289,13 +329,18 @@ def short_level(task: Task, threshold: float) -> str:
     return level_text(task, threshold) if task.label else f"threshold {number(threshold)}{unit_after(task.unit)}"
 
 
-def axes_of(ax: Axes | None, stretch: float = 1.0) -> tuple[Axes, bool]:
-    """The axes to draw on, and whether the figure is ours."""
-    if ax is not None:
-        return ax, False
-    from matplotlib.figure import Figure
+@contextmanager
+def canvas(ax: Axes | None, name: str, stretch: float = 1.0) -> Iterator[Axes]:
+    """Axes to draw on while a style holds: those given, or of a figure of its own; errors as of `require`."""
+    with style(name):
+        if ax is not None:
+            yield ax
+            return
+        from matplotlib.figure import Figure
 
-    return Figure(figsize=(_WIDTH * stretch, _HEIGHT), layout="constrained").add_subplot(), True
+        figure = Figure(figsize=(_WIDTH * stretch, _HEIGHT), layout="constrained")
+        yield figure.add_subplot()
+        figure.draw_without_rendering()  # what is made late (ticks, layout) is made now, while the style holds
 
 
 def frame(ax: Axes, space: ParameterSpace, grid: Slice) -> None:
@@ -339,12 +384,6 @@ def note(ax: Axes, text: str, size: str = "medium") -> None:
         0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", zorder=3.5, size=size,
         bbox={"facecolor": "white", "edgecolor": "0.6", "alpha": 0.9, "boxstyle": "round"},
     )  # fmt: skip
-
-
-def settle(ax: Axes, own: bool) -> None:
-    """Make what matplotlib makes late (ticks, layout) now, while the style holds."""
-    if own:
-        figure_of(ax).draw_without_rendering()
 
 
 def figure_of(ax: Axes) -> Figure:

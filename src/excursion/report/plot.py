@@ -27,10 +27,10 @@ import torch
 from .. import levelset
 from ..campaign import observations, uncertainty
 from ..contours import Slice, trace
-from ..data import INFORMATIVE
+from ..data import INFORMATIVE, Trial
 from ..errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, StoreError
 from ..problem import Task
-from ..result import Result
+from ..result import Optimum, Result
 from ..shadow import Replay
 from ..surrogate import GaussianProcess, Surrogate
 from . import drawing as draw
@@ -39,7 +39,7 @@ from .drawing import Order, Style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Kind = Literal["auto", "band", "probability", "exclusion", "points", "slices", "convergence"]
+Kind = Literal["auto", "band", "probability", "exclusion", "optimum", "points", "slices", "convergence"]
 
 
 def plot(
@@ -50,11 +50,11 @@ def plot(
     Args:
         result: what to draw.
         path: file to write, by its suffix as PNG, PDF, SVG ...; None writes nothing.
-        kind: which figure. "auto": a band in one dimension; in two the probability of one task or the exclusion plot
-            of several; slices in more.
+        kind: which figure. "auto": a band in one dimension; in two the probability of one task, the exclusion plot
+            of several, or the optimum where one is sought; slices in more.
         dpi: of a PNG.
-        **settings: of the function that draws: `plot_band`, `plot_probability`, `plot_exclusion`, `plot_points`,
-            `plot_slices`, `plot_convergence`.
+        **settings: of the function that draws: `plot_band`, `plot_probability`, `plot_exclusion`, `plot_optimum`,
+            `plot_points`, `plot_slices`, `plot_convergence`.
 
     Returns:
         The axes; an array of them for slices.
@@ -74,6 +74,7 @@ def plot(
     tasks = result.problem.tasks
     if kind == "auto":
         flat: Kind = "exclusion" if len(tasks) > 1 or len(tasks[0].thresholds) > 1 else "probability"
+        flat = "optimum" if result.problem.sign else flat
         kind = "band" if result.problem.space.dim == 1 else flat if result.problem.space.dim == 2 else "slices"
     axes = _DRAW[kind](result, **settings)
     if path is not None:
@@ -95,7 +96,8 @@ def plot_band(
     legend: bool = True,
     n: int = 401,
 ) -> Axes:
-    """The belief about one task along one parameter: median, 68 % and 95 % bands, thresholds and crossings.
+    """The belief about one task along one parameter: median, 68 % and 95 % bands, thresholds and crossings, or the
+    best point where an optimum is sought.
 
     Args:
         result: what to draw.
@@ -114,11 +116,10 @@ def plot_band(
     chosen, i = _task(result, task)
     space = result.problem.space
     grid = draw.slice_of(space, names, fixed, n, 1)
-    with draw.style(style):
+    with draw.canvas(ax, style) as ax:
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
-        ax, own = draw.axes_of(ax)
         mean, sd = (a[i] for a in result.on(grid))
         x = grid.axes[0]
 
@@ -176,7 +177,11 @@ def plot_band(
                     )
         if grid.allowed.logical_not().any():
             handles.append((draw.hatch(ax, space, grid), "Forbidden"))
-        if not crossed:
+        if result.problem.sign and space.dim == 1:
+            optimum = result.optimum()
+            (x_best,) = optimum.x.values()
+            handles.append(draw.star(ax, (x_best, optimum.value), _optimum_text(result, optimum)))
+        if chosen.thresholds and not crossed:
             draw.note(ax, "threshold not crossed")
         draw.frame(ax, space, grid)
         if log:
@@ -185,7 +190,6 @@ def plot_band(
         ax.set_ylabel(draw.with_unit(chosen.label or chosen.name, chosen.unit))
         if legend:
             draw.legend(ax, handles)
-        draw.settle(ax, own)
     return ax
 
 
@@ -223,10 +227,9 @@ def plot_probability(
     """
     draw.check_order(order)
     chosen, i = _task(result, task)
-    level = chosen.thresholds[0] if threshold is None else float(threshold)
+    level = chosen.threshold(threshold)
     grid = draw.slice_of(result.problem.space, names, fixed, n, 1, 2)
-    with draw.style(style):
-        ax, own = draw.axes_of(ax, 1.12 if colorbar else 1.0)
+    with draw.canvas(ax, style, 1.12 if colorbar else 1.0) as ax:
         mean, sd = (a[i] for a in result.on(grid, forbidden=len(grid.names) == 2))
         difference = mean - float(chosen.map(torch.tensor(level, dtype=torch.float64)))
         label = draw.probability_text(chosen, level)
@@ -252,7 +255,6 @@ def plot_probability(
                 bar.set_label(label)
         if legend:
             draw.legend(ax, handles)
-        draw.settle(ax, own)
     return ax
 
 
@@ -298,10 +300,11 @@ def plot_exclusion(
 
     Raises:
         InvalidPoint: not exactly two parameters vary.
-        InvalidProblem: a band of unknown tasks.
+        InvalidProblem: a band of unknown tasks; an optimum was sought.
     """
     draw.check_order(order)
     problem = result.problem
+    problem.tasks[0].threshold()
     grid = draw.slice_of(problem.space, names, fixed, n, 2)
     if bands is None:
         pairs = {k: (f"{expected}_minus_{k}", f"{expected}_plus_{k}") for k in (1, 2)}
@@ -314,15 +317,14 @@ def plot_exclusion(
         for name in pair:
             problem.task(name)
     bounding = {name for pair in bands.values() for name in pair}
-    with draw.style(style):
+    with draw.canvas(ax, style, 1.12 if show_points and order and colorbar else 1.0) as ax:
         from matplotlib.patches import Patch
 
-        ax, own = draw.axes_of(ax, 1.12 if show_points and order and colorbar else 1.0)
         mean, sd = result.on(grid, forbidden=True)
 
         def above(name: str, threshold: float | None = None) -> np.ndarray:
             task, i = _task(result, name)
-            level = task.thresholds[0] if threshold is None else threshold
+            level = task.threshold(threshold)
             return mean[i] - float(task.map(torch.tensor(level, dtype=torch.float64)))
 
         shading: list[Any] = []
@@ -371,7 +373,55 @@ def plot_exclusion(
         header = draw.header(ax, label, luminosity, energy)
         if legend:
             draw.legend(ax, handles, header)
-        draw.settle(ax, own)
+    return ax
+
+
+def plot_optimum(
+    result: Result,
+    ax: Axes | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    style: Style = "ATLAS",
+    show_points: bool = True,
+    order: Order | None = None,
+    colorbar: bool = True,
+    legend: bool = True,
+    n: int = 201,
+) -> Axes:
+    """The median of the belief in two parameters, and the best point of it.
+
+    Args:
+        result: what to draw.
+        ax: where; a figure of its own by default.
+        names, fixed: the slice, see `Slice.of`; parameters that are neither named nor fixed are held at the optimum.
+        style: "ATLAS", "CMS", or "plain" for matplotlib's present settings.
+        show_points: also draw the trials, by state.
+        order: colour them by order of completion ("told") or of asking ("number").
+        colorbar, legend: draw them.
+        n: grid points per axis.
+
+    Raises:
+        InvalidPoint: not exactly two parameters vary.
+        InvalidProblem: level sets were sought.
+    """
+    draw.check_order(order)
+    optimum = result.optimum()
+    space, task = result.problem.space, result.problem.tasks[0]
+    if names is not None:
+        fixed = {p: v for p, v in optimum.x.items() if p not in names} | dict(fixed or {})
+    grid = draw.slice_of(space, names, fixed, n, 2)
+    with draw.canvas(ax, style, 1.12 if colorbar else 1.0) as ax:
+        mesh, handles = draw.median(ax, space, grid, _median(result, grid))
+        handles.insert(0, draw.star(ax, [optimum.x[p] for p in grid.names], _optimum_text(result, optimum)))
+        if show_points:
+            handles += draw.points(ax, space, result.history, grid, order)
+        draw.frame(ax, space, grid)
+        if colorbar:
+            bar = draw.figure_of(ax).colorbar(mesh, ax=ax, pad=0.02, fraction=0.06, aspect=25)
+            bar.set_label(draw.with_unit(task.label or task.name, task.unit))
+        if legend:
+            draw.legend(ax, handles)
     return ax
 
 
@@ -402,8 +452,7 @@ def plot_points(
     """
     draw.check_order(order)
     grid = draw.slice_of(result.problem.space, names, fixed, 2, 2)
-    with draw.style(style):
-        ax, own = draw.axes_of(ax, 1.12 if order and colorbar else 1.0)
+    with draw.canvas(ax, style, 1.12 if order and colorbar else 1.0) as ax:
         handles = draw.points(ax, result.problem.space, result.history, grid, order)
         if result.problem.space.constraints:
             handles.append((draw.hatch(ax, result.problem.space, grid), "Forbidden"))
@@ -412,7 +461,6 @@ def plot_points(
         draw.frame(ax, result.problem.space, grid)
         if legend:
             draw.legend(ax, handles)
-        draw.settle(ax, own)
     return ax
 
 
@@ -428,11 +476,13 @@ def plot_slices(
 ) -> np.ndarray:
     """P(f >= T) in all planes of two parameters through one point, as the lower triangle of a square of panels.
 
+    Where an optimum is sought it is the median of the belief, through the best point.
+
     Args:
         result: what to draw.
         task: which output; the first by default.
         at: the point; parameters left out, and all by default, come from a complete trial: of the eighth with values
-            nearest to the threshold, the one nearest to the middle of the space.
+            nearest to the threshold, the one nearest to the middle of the space; or they are those of the optimum.
         threshold: T in the task's units; its first threshold by default.
         style: "ATLAS", "CMS", or "plain" for matplotlib's present settings.
         show_points: also draw the trials, fading with the distance from the plane.
@@ -448,28 +498,41 @@ def plot_slices(
     if space.dim < 2:
         raise InvalidPoint(f"plot_slices: needs two or more parameters, got {list(space.names)}. Use plot_band")
     chosen, i = _task(result, task)
-    level = chosen.thresholds[0] if threshold is None else float(threshold)
-    z = float(chosen.map(torch.tensor(level, dtype=torch.float64)))
-    through = space.check({**_telling(result, chosen, z), **(at or {})}, "plot_slices")
+    optimum = result.optimum() if result.problem.sign and threshold is None else None
+    level = math.nan if optimum else chosen.threshold(threshold)
+    middle = optimum.x if optimum else _telling(result, chosen, level)
+    through = space.check({**middle, **(at or {})}, "plot_slices")
+    pairs = [(row, column) for row in range(space.dim - 1) for column in range(row + 1)]
+    planes = []
+    for row, column in pairs:
+        pair = (space.names[column], space.names[row + 1])
+        planes.append(Slice.of(space, pair, {p: v for p, v in through.items() if p not in pair}, n))
+    if optimum:
+        title, label = _optimum_text(result, optimum), draw.with_unit(chosen.label or chosen.name, chosen.unit)
+        medians = [_median(result, grid) for grid in planes]
+        seen = np.concatenate([m[grid.allowed.numpy().reshape(m.shape)] for m, grid in zip(medians, planes)])
+    else:
+        title, label = draw.level_text(chosen, level), draw.probability_text(chosen, level)
+        z = float(chosen.map(torch.tensor(level, dtype=torch.float64)))
     with draw.style(style):
         from matplotlib.figure import Figure
 
         k = space.dim - 1
         figure = Figure(figsize=(max(2.1 * k + 1.3, 4.6), max(2.0 * k + 0.9, 3.6)), layout="constrained")
         axes = np.full((k, k), None, dtype=object)
-        title = draw.level_text(chosen, level)
         entries: dict[str, Any] = {}
-        for row, column in itertools.product(range(k), range(k)):
-            if column > row:
-                continue
+        for j, ((row, column), grid) in enumerate(zip(pairs, planes)):
             ax = axes[row, column] = figure.add_subplot(k, k, row * k + column + 1)
-            pair = (space.names[column], space.names[row + 1])
-            grid = Slice.of(space, pair, {p: v for p, v in through.items() if p not in pair}, n)
-            mean, sd = (a[i] for a in result.on(grid, forbidden=True))
-            mesh, drawn = draw.probability(ax, space, grid, mean - z, sd, title, small=True)
+            if optimum:
+                mesh, drawn = draw.median(ax, space, grid, medians[j], (seen.min(), seen.max()))
+                if not at:
+                    drawn.append(draw.star(ax, [optimum.x[p] for p in grid.names], title))
+            else:
+                mean, sd = (a[i] for a in result.on(grid, forbidden=True))
+                mesh, drawn = draw.probability(ax, space, grid, mean - z, sd, title, small=True)
             if show_points:
                 drawn += draw.points(ax, space, result.history, grid, None, size=12)
-            for place, line in zip(pair, (ax.axvline, ax.axhline)):
+            for place, line in zip(grid.names, (ax.axvline, ax.axhline)):
                 line(through[place], color="0.35", lw=0.7, ls=":", zorder=2.5)
             entries |= {text: handle for handle, text in drawn}
             draw.frame(ax, space, grid)
@@ -483,7 +546,7 @@ def plot_slices(
             entries.pop(f"{title}: not crossed", None)
         shown = [ax for ax in axes.ravel() if ax is not None]
         bar = figure.colorbar(mesh, ax=shown, pad=0.02, fraction=0.05, aspect=30)
-        bar.set_label(draw.probability_text(chosen, level))
+        bar.set_label(label)
         point = "\n".join(
             f"{p.label or p.name} = {draw.number(through[p.name])}{draw.unit_after(p.unit)}" for p in space.parameters
         )
@@ -496,7 +559,7 @@ def plot_slices(
             )  # fmt: skip
         else:
             draw.legend(axes[0, 0], [(handle, text) for text, handle in entries.items()])
-        draw.settle(axes[0, 0], True)
+        figure.draw_without_rendering()
     return axes
 
 
@@ -510,6 +573,8 @@ def plot_convergence(
     legend: bool = True,
 ) -> Axes:
     """Expected misclassified fraction of the allowed volume after the first k evaluations, per task.
+
+    Where an optimum is sought, the best value seen.
 
     Args:
         result: what to draw.
@@ -531,6 +596,8 @@ def plot_convergence(
         )
     if steps < 2:
         raise InvalidStrategy(f"plot_convergence: steps must be at least 2, got {steps!r}")
+    if result.problem.sign:
+        return _best_so_far(result, done, ax, style, legend)
     first = min(2 + result.problem.space.dim, len(useful) - 1)
     ks = np.unique(np.linspace(first, len(useful), steps).round().astype(int))
     recipe = surrogate or GaussianProcess()
@@ -539,10 +606,9 @@ def plot_convergence(
         belief = recipe.fit(observations(result.problem, done[: useful[k - 1]]))
         for name, value in uncertainty(result.problem, belief).items():
             left[name].append(value)
-    with draw.style(style):
+    with draw.canvas(ax, style) as ax:
         from matplotlib.ticker import MaxNLocator
 
-        ax, own = draw.axes_of(ax)
         counts = [useful[k - 1] for k in ks]
         handles = []
         for color, marker, task in zip(itertools.cycle(draw.PALETTE), itertools.cycle("osD^vPX"), result.problem.tasks):
@@ -557,7 +623,31 @@ def plot_convergence(
         ax.set_ylabel("Expected misclassified fraction")
         if legend and len(handles) > 1:
             draw.legend(ax, handles)
-        draw.settle(ax, own)
+    return ax
+
+
+def _best_so_far(result: Result, done: Sequence[Trial], ax: Axes | None, style: Style, legend: bool) -> Axes:
+    """The best exact value among the first k evaluations."""
+    known = [t for t in done if t.state == "complete"]
+    if not known:
+        raise FitError("plot_convergence: needs a trial with an exact value, got bounds only. Evaluate more points")
+    task, sign = result.problem.tasks[0], result.problem.sign
+    values = [t.outcome.values[task.name] for t in known if t.outcome]
+    best = sign * np.maximum.accumulate(sign * np.array(values))
+    with draw.canvas(ax, style) as ax:
+        from matplotlib.ticker import MaxNLocator
+
+        counts = [j + 1 for j, t in enumerate(done) if t in known]
+        (line,) = ax.step([*counts, len(done)], [*best, best[-1]], where="post", color=draw.BLUE, lw=2.0, label="_best")
+        (dots,) = ax.plot(counts, values, "o", color="0.6", ms=4, label="_values")
+        if task.map.positive:
+            ax.set_yscale("log")
+        ax.set_xlim(0, len(done) * 1.03)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("Evaluations")
+        ax.set_ylabel(draw.with_unit(task.label or task.name, task.unit))
+        if legend:
+            draw.legend(ax, [(line, "Best value seen"), (dots, "Value")])
     return ax
 
 
@@ -587,10 +677,9 @@ def plot_replay(
     draw.require(style)
     if path is not None:
         draw.check_suffix(Path(path))
-    with draw.style(style):
+    with draw.canvas(ax, style) as ax:
         from matplotlib.ticker import MaxNLocator
 
-        ax, own = draw.axes_of(ax)
         handles: list[Any] = []
         campaign, random, task = replay.curve, replay.random, replay.problem.tasks[0]
         looks: tuple[dict[str, Any], ...] = ({"color": draw.BLUE, "lw": 2.0}, {"color": "0.5", "ls": "--", "lw": 1.6})
@@ -616,7 +705,6 @@ def plot_replay(
         ax.set_ylabel(f"Wrong side of {draw.level_text(task, task.thresholds[0])}")
         if legend:
             draw.legend(ax, handles)
-        draw.settle(ax, own)
     if path is not None:
         _save(ax, path, style, dpi, [task.name])
     return ax
@@ -636,16 +724,29 @@ def _save(ax: Axes, path: str | Path, style: str, dpi: float, labels: Sequence[s
         ) from error
 
 
-def _telling(result: Result, task: Task, z: float) -> dict[str, float]:
+def _telling(result: Result, task: Task, level: float) -> dict[str, float]:
     """Of the eighth of the complete trials nearest to the threshold (transformed), the one nearest to the middle."""
     known = [t for t in result.history if t.state == "complete"] or [
         t for t in result.history if t.state in INFORMATIVE
     ]
     values = torch.tensor([t.outcome.values[task.name] for t in known if t.outcome], dtype=torch.float64)
+    z = task.map(torch.tensor(level, dtype=torch.float64))
     near = (task.map(values) - z).abs().argsort()[: math.ceil(len(known) / 8)].tolist()
     space = result.problem.space
     off = (space.to_unit(space.tensor([known[j].x for j in near])) - 0.5).square().sum(1)
     return dict(known[near[int(off.argmin())]].x)
+
+
+def _median(result: Result, grid: Slice) -> np.ndarray:
+    """The median of the only task's belief on a slice, in its units; also at forbidden points."""
+    mean, _ = result.on(grid, forbidden=True)
+    return result.problem.tasks[0].map.inverse(torch.from_numpy(mean[0])).numpy()
+
+
+def _optimum_text(result: Result, optimum: Optimum) -> str:
+    task = result.problem.tasks[0]
+    value = f"{draw.number(optimum.value)}{draw.unit_after(task.unit)}"
+    return f"{result.problem.goal.capitalize()} of {task.label or task.name}: {value}"
 
 
 def _value_range(task: Task, median: np.ndarray, values: np.ndarray, log: bool) -> tuple[float, float]:
@@ -654,7 +755,9 @@ def _value_range(task: Task, median: np.ndarray, values: np.ndarray, log: bool) 
     seen = np.concatenate([level, values, median])
     seen = seen[np.isfinite(seen) & (seen > 0 if log else True)]
     if log:
-        ends = np.log10(seen).clip(np.log10(level.min()) - 4, np.log10(level.max()) + 4)
+        ends = np.log10(seen)
+        if len(level):
+            ends = ends.clip(np.log10(level.min()) - 4, np.log10(level.max()) + 4)
         margin = 0.1 * max(np.ptp(ends), 0.5)
         return float(10 ** (ends.min() - margin)), float(10 ** (ends.max() + margin))
     margin = 0.08 * (np.ptp(seen) or 1.0)
@@ -670,6 +773,7 @@ _DRAW: Mapping[str, Callable[..., Any]] = {
     "band": plot_band,
     "probability": plot_probability,
     "exclusion": plot_exclusion,
+    "optimum": plot_optimum,
     "points": plot_points,
     "slices": plot_slices,
     "convergence": plot_convergence,

@@ -6,6 +6,8 @@ excursion set is read from its default Gaussian process (`cook_estimator("GP")`)
 
 from _serve import serve  # isort: skip  (first: it takes this folder off the search path)
 
+import warnings
+
 import numpy as np
 import skopt
 from skopt import Optimizer
@@ -37,7 +39,9 @@ class ScikitOptimize:
     def classify(self, x: np.ndarray) -> np.ndarray:
         space = self.optimizer.space
         if self.fitted < len(self.x):
-            self.estimator.fit(space.transform(self.x), self.y)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of convergence, as the Optimizer does
+                self.estimator.fit(space.transform(self.x), self.y)
             self.fitted = len(self.x)
         return self.estimator.predict(space.transform(x.tolist())) >= self.threshold
 

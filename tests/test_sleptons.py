@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from excursion.errors import ImpossiblePoint, InvalidPoint, MissingExtra
+from excursion.errors import ImpossiblePoint, InvalidPoint, InvalidStrategy, MissingExtra
 from excursion.examples import sleptons
 from excursion.examples.sleptons import (
     BINS,
@@ -403,7 +403,7 @@ def test_missing_mass():
     ],
 )
 def test_bad_settings(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(InvalidStrategy, match=words):
         Simulation(**settings)
 
 

@@ -409,7 +409,8 @@ def one_sided(problem: Problem, posterior: Posterior, data: Observations) -> tup
             for seen, side, chance in ((above[j], "at or above", p), (below[j], "below", 1 - p)):
                 if not seen:
                     highest = float(chance.max())
-                    notes.append(f"{task.name}: no point {side} {threshold:g} seen yet; highest P = {highest:.2g}")
+                    likely = f"= {highest:.2g}" if highest >= 1e-4 else "< 0.0001"
+                    notes.append(f"{task.name}: no point {side} {threshold:g} seen yet; highest P {likely}")
     return tuple(notes)
 
 

@@ -135,6 +135,10 @@ class Task:
             raise InvalidProblem(
                 f"task {self.name!r}: thresholds must be finite and ascending, got {self.thresholds!r}"
             )
+        if any(abs(t) >= 1e60 for t in thresholds):  # such values count as infinite
+            raise InvalidProblem(
+                f"task {self.name!r}: thresholds must be smaller than 1e60, got {thresholds}. Use another unit"
+            )
         object.__setattr__(self, "thresholds", thresholds)
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise InvalidProblem(f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}")

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EvaluationError, ImpossiblePoint, InvalidPoint, MissingExtra
+from ..errors import EvaluationError, ImpossiblePoint, InvalidPoint, InvalidStrategy, MissingExtra
 
 if TYPE_CHECKING:
     from ..evaluators.pyhf import PyhfEvaluator
@@ -621,7 +621,7 @@ class Simulation:
         luminosity: integrated luminosity in 1/fb.
 
     Raises:
-        ValueError: no events, an odd number of decays, an unknown fidelity, no luminosity.
+        InvalidStrategy: no events, an odd number of decays, an unknown fidelity, no luminosity.
     """
 
     events: int = 5000
@@ -631,12 +631,12 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if self.events < 1 or self.decays < 2 or self.decays % 2 or not self.luminosity > 0:
-            raise ValueError(
+            raise InvalidStrategy(
                 "Simulation: needs events >= 1, an even number of decays >= 2 and luminosity > 0, got "
                 f"events={self.events!r}, decays={self.decays!r}, luminosity={self.luminosity!r}. Change them"
             )
         if self.fidelity not in get_args(Fidelity):
-            raise ValueError(
+            raise InvalidStrategy(
                 f"Simulation: fidelity must be one of {get_args(Fidelity)}, got {self.fidelity!r}. Choose one"
             )
 

@@ -605,7 +605,7 @@ def plot_convergence(
     for k in ks:
         belief = recipe.fit(observations(result.problem, done[: useful[k - 1]]))
         for name, value in uncertainty(result.problem, belief).items():
-            left[name].append(value)
+            left[name].append(max(value, 1e-9))  # less is none, and none has no place on a log scale
     with draw.canvas(ax, style) as ax:
         from matplotlib.ticker import MaxNLocator
 
@@ -615,7 +615,7 @@ def plot_convergence(
             (line,) = ax.plot(counts, left[task.name], color=color, marker=marker, ms=4, label=f"_{task.name}")
             handles.append((line, task.label or task.name))
         ax.set_yscale("log")
-        seen = [value for values in left.values() for value in values if value > 0] or [1.0]
+        seen = [value for values in left.values() for value in values]
         ax.set_ylim(min(seen) / 2, max(seen) * 2)
         ax.set_xlim(0, counts[-1] * 1.03)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

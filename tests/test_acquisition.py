@@ -1,6 +1,6 @@
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 import torch
 
+import excursion.acquisition.search
 from excursion import levelset
 from excursion.acquisition import (
     CRITERIA,
@@ -18,6 +19,7 @@ from excursion.acquisition import (
     PI,
     SUR,
     UCB,
+    Acquisition,
     ExclusionEntropy,
     MutualInformation,
     Ranjan,
@@ -30,9 +32,10 @@ from excursion.acquisition import (
     incumbent,
     select,
 )
+from excursion.acquisition.batch import Shortlist
 from excursion.acquisition.criteria import Prospect, truncated_normal
 from excursion.acquisition.search import SEPARATION, integration_set, poisson_disc
-from excursion.errors import InvalidStrategy, ShapeError, SpaceExhausted
+from excursion.errors import InvalidStrategy, ScoreError, SpaceExhausted
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess, Observations
 from excursion.testing import AcquisitionContract
@@ -248,6 +251,191 @@ def test_an_empty_class_has_no_weight():
     assert float(variance) == 0
 
 
+# --- every criterion against loops in scipy
+
+
+def random_prospect(seed):
+    """Three tasks of one to three thresholds, correlations up to 0.999, leads up to some standard deviations."""
+    rng = np.random.default_rng(seed)
+    t, c, m = 3, 3, 4
+    levels = tuple(torch.from_numpy(np.sort(rng.normal(size=k))) for k in (1, 2, 3))
+    variance, at_variance = rng.gamma(1.0, 1.0, (t, c)) + 0.01, rng.gamma(1.0, 1.0, (t, m)) + 0.01
+    noise = rng.gamma(0.5, 0.1, t)
+    rho = np.sign(rng.normal(size=(t, m, c))) * rng.beta(0.6, 0.6, (t, m, c)) * 0.999
+    cross = rho * np.sqrt(at_variance[:, :, None] * (variance + noise[:, None])[:, None, :])
+    arrays = rng.normal(size=(t, c)), variance, noise
+    mean, variance, noise = map(torch.from_numpy, arrays)
+    at = rng.normal(size=(t, m)), at_variance, rng.dirichlet(np.ones(m))
+    at_mean, at_variance, weight = map(torch.from_numpy, at)
+    weights = torch.from_numpy(rng.dirichlet(np.ones(t)))
+    best = torch.from_numpy(rng.normal(size=t))
+    cross = torch.from_numpy(cross)
+    sign = float(rng.choice([-1.0, 1.0]))
+    return Prospect(mean, variance, noise, levels, weights, at_mean, at_variance, weight, cross, best, sign)
+
+
+NORMAL = scipy.stats.norm
+
+
+def normal_mean(g, m, s, kinks=()):
+    """E g(f) for f ~ N(m, s^2): Gauss-Legendre between the kinks."""
+    inside = sorted(min(max(k, m - 14 * s), m + 14 * s) for k in kinks)
+    edges = [m - 14 * s, *inside, m + 14 * s]
+    x, w = np.polynomial.legendre.leggauss(100)
+    total = 0.0
+    for low, high in itertools.pairwise(edges):
+        f = low + (high - low) * (x + 1) / 2
+        total += (high - low) / 2 * (w * NORMAL.pdf(f, m, s) * g(f)).sum()
+    return total
+
+
+def per_point(kind):
+    """What a task adds at a candidate of mean m and spread s, by quadrature over f."""
+
+    def entropy(m, s, levels, best, sign):
+        return scipy.stats.entropy(np.diff([0.0, *NORMAL.cdf(levels, m, s), 1.0]))
+
+    def straddle(m, s, levels, best, sign):
+        return max(1.96 * s - abs(m - level) for level in levels)
+
+    def eff(m, s, levels, best, sign):
+        def one(level):
+            return normal_mean(
+                lambda f: np.maximum(2 * s - abs(f - level), 0), m, s, (level - 2 * s, level, level + 2 * s)
+            )
+
+        return max(one(level) for level in levels)
+
+    def ranjan(m, s, levels, best, sign):
+        def one(level):
+            e = 1.96 * s
+            return normal_mean(lambda f: np.maximum(e**2 - (f - level) ** 2, 0), m, s, (level - e, level + e))
+
+        return max(one(level) for level in levels)
+
+    def ei(m, s, levels, best, sign):
+        return normal_mean(lambda f: np.maximum(sign * (f - best), 0), m, s, (best,))
+
+    def pi(m, s, levels, best, sign):
+        return NORMAL.cdf(sign * (m - best) / s)
+
+    def ucb(m, s, levels, best, sign):
+        return sign * m + 2 * s
+
+    return locals()[kind]
+
+
+def per_pair(kind):
+    """What a task adds at a pair: leads u of the thresholds, edges, spread s at the point, correlation rho."""
+
+    def drop(of_p):
+        def total(m, s, levels, rho):
+            def one(level):
+                u = (m - level) / s
+                # p+ as a function of the outcome z; in panels that resolve the step where rho is nearly one.
+                step, width = -u / rho, math.sqrt(1 - rho**2) / abs(rho)
+                near = [step + k * width for k in (-12, -6, -3, -1, 0, 1, 3, 6, 12)]
+                after = normal_mean(
+                    lambda z: of_p(NORMAL.cdf((u + rho * z) / math.sqrt(1 - rho**2))),
+                    0.0,
+                    1.0,
+                    (*near, -6, -3, 0, 3, 6),
+                )
+                return of_p(NORMAL.cdf(u)) - after
+
+            return sum(one(level) for level in levels)
+
+        return total
+
+    misclassification = drop(lambda p: np.minimum(p, 1 - p))
+    variance = drop(lambda p: p * (1 - p))
+    information = drop(lambda p: scipy.stats.entropy([p, 1 - p]))
+
+    def pes(m, s, levels, rho):
+        total = 0.0
+        for low, high in itertools.pairwise([-np.inf, *levels, np.inf]):
+            a, b = (low - m) / s, (high - m) / s
+            lost = 1 - scipy.stats.truncnorm.var(a, b)
+            total -= 0.5 * (NORMAL.cdf(b) - NORMAL.cdf(a)) * math.log(1 - rho**2 * lost)
+        return total
+
+    def imse(m, s, levels, rho):
+        return sum(s**2 * rho**2 * NORMAL.pdf(level, m, s) for level in levels)
+
+    return locals()[kind]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("criterion", "kind"),
+    [
+        (ExclusionEntropy(), "entropy"),
+        (Straddle(), "straddle"),
+        (EFF(), "eff"),
+        (Ranjan(), "ranjan"),
+        (EI(), "ei"),
+        (PI(), "pi"),
+        (UCB(), "ucb"),
+    ],
+)
+def test_criteria_at_a_point_by_quadrature(criterion, kind, seed):
+    p = random_prospect(seed)
+    of_task = per_point(kind)
+    for c, score in enumerate(criterion.score(p)):
+        expect = sum(
+            float(p.weights[i])
+            * of_task(
+                float(p.mean[i, c]), float(p.variance[i, c].sqrt()), p.levels[i].numpy(), float(p.best[i]), p.sign
+            )
+            for i in range(3)
+        )
+        assert float(score) == pytest.approx(expect, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("criterion", "kind"),
+    [
+        (SUR(), "misclassification"),
+        (SUR(loss="variance"), "variance"),
+        (MutualInformation(), "information"),
+        (PES(), "pes"),
+        (TargetedIMSE(), "imse"),
+    ],
+)
+def test_criteria_that_look_ahead_by_quadrature(criterion, kind, seed):
+    p = random_prospect(seed)
+    of_pair = per_pair(kind)
+    for c, score in enumerate(criterion.score(p)):
+        expect = 0.0
+        for i, q in itertools.product(range(3), range(4)):
+            seen = float((p.variance[i, c] + p.noise[i]).sqrt())
+            s = float(p.at_variance[i, q].sqrt())
+            value = of_pair(float(p.at_mean[i, q]), s, p.levels[i].numpy(), float(p.cross[i, q, c]) / s / seen)
+            expect += float(p.weights[i] * p.at_weight[q]) * value
+        assert float(score) == pytest.approx(expect, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_eavc_by_its_own_nodes(seed):
+    p = random_prospect(seed)
+    nodes, weights = scipy.special.roots_hermitenorm(16)
+    for c, score in enumerate(EAVC().score(p)):
+        expect = 0.0
+        for i in range(3):
+            seen = math.sqrt(float(p.variance[i, c] + p.noise[i]))
+            s = p.at_variance[i].sqrt().numpy()
+            rho = p.cross[i, :, c].numpy() / s / seen
+            for level in p.levels[i].numpy():
+                u = (p.at_mean[i].numpy() - level) / s
+                change = [
+                    abs(p.at_weight.numpy() @ (NORMAL.cdf((u + rho * z) / np.sqrt(1 - rho**2)) - NORMAL.cdf(u)))
+                    for z in nodes
+                ]
+                expect += float(p.weights[i]) * (weights / weights.sum()) @ change
+        assert float(score) == pytest.approx(expect, rel=1e-6)
+
+
 # --- the search
 
 
@@ -255,51 +443,289 @@ SPACE = ParameterSpace.of({"x": (0, 1), "y": (0, 1)})
 TARGET = Target((torch.tensor([0.8], dtype=torch.float64),), torch.ones(1, dtype=torch.float64))
 
 
+def in_the_pools_order(interest, n, seed):
+    """Systematic sampling without a curve: the same density, the pool in its own order."""
+    density = 0.85 * interest / interest.sum() + 0.15 / len(interest)
+    offset = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    index = torch.searchsorted(density.cumsum(0), (torch.arange(n) + offset) / n)
+    return index, 1 / len(interest) / density[index] / n
+
+
 def test_integration_points_are_unbiased_and_near_the_band(posterior):
     pool = points(4096, seed=3)
     interest = TARGET.interest(*posterior.marginal(pool))
     g = torch.sin(3 * pool[:, 0]) + pool[:, 1] ** 2
-    estimates = []
-    for seed in range(200):
-        index, weight = integration_set(interest, 256, torch.Generator().manual_seed(seed))
-        estimates.append(float((weight * g[index]).sum()))
-    error = np.std(estimates) / math.sqrt(200)
-    assert np.mean(estimates) == pytest.approx(float(g.mean()), abs=4 * error + 1e-12)
+    sets = [integration_set(pool, interest, 256, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    found = np.array([float((weight * g[index]).sum()) for index, weight in sets])
+    error = found.std() / math.sqrt(200)
+    assert found.mean() == pytest.approx(float(g.mean()), abs=4 * error)
     assert error < 0.01
+    index, weight = sets[0]
+    assert len(torch.unique(index)) == len(index) == len(weight) <= 256
     assert interest[index].mean() > 1.5 * interest.mean()
 
 
+def test_walking_along_a_curve_lowers_the_variance_of_what_a_look_is_worth(posterior):
+    pool, candidates = points(4096, seed=3), points(10, seed=21)
+    mean, variance = (m[0] for m in posterior.marginal(pool))
+    interest = TARGET.interest(mean[None], variance[None])
+    seen = posterior.marginal(candidates)[1][0] + posterior.noise
+    rho = posterior.cross(candidates, pool)[0] / (seen[:, None] * variance).sqrt()
+    gain = levelset.misclassification_drop((mean - 0.8) / variance.sqrt(), rho.abs().clamp_max(1.0))
+
+    def estimates(draw):
+        return torch.stack([gain[:, index] @ weight for index, weight in map(draw, range(100))])
+
+    walked = estimates(lambda seed: integration_set(pool, interest, 128, torch.Generator().manual_seed(seed)))
+    jumped = estimates(lambda seed: in_the_pools_order(interest, 128, seed))
+    for found in (walked, jumped):
+        assert torch.allclose(found.mean(0), gain.mean(1), rtol=0.03)
+    assert walked.var(0).mean() < 0.4 * jumped.var(0).mean()
+
+
 def test_integration_points_without_any_interest_are_uniform():
-    index, weight = integration_set(torch.zeros(100, dtype=torch.float64), 50, torch.Generator().manual_seed(0))
+    index, weight = integration_set(
+        points(100), torch.zeros(100, dtype=torch.float64), 50, torch.Generator().manual_seed(0)
+    )
     assert torch.allclose(weight, torch.full((50,), 1 / 50, dtype=torch.float64))
     assert len(torch.unique(index)) == 50
 
 
-def test_the_batch_is_the_brute_force_one(posterior):
-    """On few candidates, greedy with joint variance equals doing it the slow way."""
-    search = Search(pool=48, candidates=48, integration=32, polish=0)
-    chosen, scores = select(SUR(), posterior, SPACE, TARGET, 4, seed=5, taken=NOTHING, search=search)
-    pool = SPACE.sample(0, 48, 5)
-    index, weight = integration_set(TARGET.interest(*posterior.marginal(pool)), 32, torch.Generator().manual_seed(5))
-    belief, expect = posterior, []
-    for score in scores:
-        p = prospect(belief, pool, (0.8,))
-        at = pool[index]
-        at_mean, at_variance = belief.marginal(at)
-        p = type(p)(
-            **{
-                **p.__dict__,
-                "at_mean": at_mean,
-                "at_variance": at_variance,
-                "at_weight": weight,
-                "cross": belief.cross(at, pool),
-            }
+TWO_LEVELS = (torch.tensor([0.3, 0.9], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64))
+TWO = Target(TWO_LEVELS, torch.tensor([0.7, 0.3], dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def two_tasks():
+    u = points(10)
+    return GaussianProcess().fit(Observations.exact(u, torch.stack([torch.sin(5 * u[:, 0]), u[:, 1] - 0.5], 1)))
+
+
+def brute_force(criterion, posterior, target, pool, index, weight, n, price=1.0):
+    """All candidates scored at every pick with the dense covariance of the whole pool, one rank-one update per pick."""
+    mean, covariance = posterior.joint(pool)
+    covariance = covariance.clone()
+    chosen, scores = [], []
+    for _ in range(n):
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        p = Prospect(
+            mean,
+            variance,
+            posterior.noise,
+            target.levels,
+            target.weights,
+            mean[:, index],
+            variance[:, index],
+            weight,
+            covariance[:, index],
         )
-        worth = SUR().score(p)
-        expect.append(pool[worth.argmax()])
-        assert float(score) == pytest.approx(float(worth.max()), rel=1e-6)
-        belief = belief.condition(expect[-1][None])
-    assert torch.allclose(chosen, torch.stack(expect))
+        worth = criterion.score(p) / price
+        worth[chosen] = -math.inf
+        best = int(worth.argmax())
+        chosen.append(best)
+        scores.append(float(worth[best]))
+        column = covariance[:, :, best]
+        seen = variance[:, best] + posterior.noise
+        covariance -= column[:, :, None] * column[:, None, :] / seen[:, None, None]
+    return chosen, scores
+
+
+LOOK_AHEAD = [SUR(), SUR(loss="variance"), MutualInformation(), PES(), TargetedIMSE(), EAVC()]
+
+
+@pytest.mark.parametrize("criterion", LOOK_AHEAD, ids=repr)
+def test_the_batch_is_the_brute_force_one(two_tasks, criterion):
+    """Greedy by updates of covariances equals doing it the slow way, for two tasks and three thresholds."""
+    search = Search(pool=48, candidates=48, integration=32, polish=0)
+    u, scores = select(criterion, two_tasks, SPACE, TWO, 5, seed=5, taken=NOTHING, search=search)
+    pool = SPACE.sample(0, 48, 5)
+    interest = TWO.interest(*two_tasks.marginal(pool))
+    index, weight = integration_set(pool, interest, 32, torch.Generator().manual_seed(5))
+    chosen, expect = brute_force(criterion, two_tasks, TWO, pool, index, weight, 5)
+    assert torch.equal(u, pool[chosen])
+    assert scores.tolist() == pytest.approx(expect, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("criterion", [SUR(), MutualInformation(), Straddle()], ids=repr)
+def test_a_list_that_is_loaded_bit_by_bit_gives_the_same_batch(two_tasks, criterion, monkeypatch):
+    """Candidates beyond the cache are scored in blocks and loaded when the search looks at them."""
+    search = Search(pool=400, candidates=300, integration=64, polish=0)
+    whole = select(criterion, two_tasks, SPACE, TWO, 12, seed=5, taken=NOTHING, search=search)
+    loaded = []
+    load = Shortlist._load
+    monkeypatch.setattr(Shortlist, "_load", lambda self, stop: (loaded.append(stop), load(self, stop)))
+    monkeypatch.setattr(excursion.acquisition.search, "_BLOCK", 4096)
+    u, scores = select(criterion, two_tasks, SPACE, TWO, 12, seed=5, taken=NOTHING, search=search)
+    assert len(loaded) > 1
+    assert loaded[0] == 64
+    assert torch.equal(u, whole[0])
+    assert torch.allclose(scores, whole[1], rtol=1e-9, atol=0)
+
+
+def test_polished_points_are_conditioned_on(two_tasks):
+    """Points that are no candidates: the scores are those of the dense algebra at the points that were chosen."""
+    search = Search(pool=64, candidates=32, integration=32, polish=2)
+    u, scores = select(SUR(), two_tasks, SPACE, TWO, 6, seed=5, taken=NOTHING, search=search)
+    pool = SPACE.sample(0, 64, 5)
+    assert (torch.cdist(u, pool).amin(1) > 1e-6).sum() >= 3
+    interest = TWO.interest(*two_tasks.marginal(pool))
+    index, weight = integration_set(pool, interest, 32, torch.Generator().manual_seed(5))
+    belief = two_tasks
+    for point, score in zip(u, scores):
+        mean, covariance = belief.joint(torch.cat([point[None], pool[index]]))
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        p = Prospect(
+            mean[:, :1],
+            variance[:, :1],
+            belief.noise,
+            TWO.levels,
+            TWO.weights,
+            mean[:, 1:],
+            variance[:, 1:],
+            weight,
+            covariance[:, 1:, :1],
+        )
+        assert float(score) == pytest.approx(float(SUR().score(p)), rel=1e-6)
+        belief = belief.condition(point[None])
+
+
+def test_the_kriging_believer_is_the_joint_batch(two_tasks):
+    found = [
+        select(EFF(), two_tasks, SPACE, TWO, 6, seed=5, taken=NOTHING, search=Search(batch=batch, pool=256))
+        for batch in ("joint", "believer")
+    ]
+    assert torch.equal(found[0][0], found[1][0])
+    # Step by step: believe the mean, refit nothing.
+    search = Search(batch="believer", pool=64, candidates=64, polish=0)
+    u, _ = select(EFF(), two_tasks, SPACE, TWO, 6, seed=5, taken=NOTHING, search=search)
+    pool, belief = SPACE.sample(0, 64, 5), two_tasks
+    for k, point in enumerate(u):
+        mean, variance = belief.marginal(pool)
+        none = mean[:, :0]
+        p = Prospect(mean, variance, belief.noise, TWO.levels, TWO.weights, none, none, none[0], none[:, :, None])
+        worth = torch.where((pool[:, None] == u[:k]).all(-1).any(-1), -math.inf, EFF().score(p))
+        assert torch.equal(point, pool[worth.argmax()])
+        belief = belief.condition(point[None], belief.marginal(point[None])[0].T)
+
+
+# --- cost
+
+
+def test_a_cost_divides_the_gain(two_tasks):
+    """Brute force again, and a cost that is the same everywhere changes nothing but the unit."""
+    search = Search(pool=48, candidates=48, integration=32, polish=0)
+
+    def cost(u):
+        return 1 + 10 * u[:, 0] ** 2
+
+    u, scores = select(SUR(), two_tasks, SPACE, TWO, 4, seed=5, taken=NOTHING, search=search, cost=cost)
+    pool = SPACE.sample(0, 48, 5)
+    interest = TWO.interest(*two_tasks.marginal(pool))
+    index, weight = integration_set(pool, interest, 32, torch.Generator().manual_seed(5))
+    chosen, expect = brute_force(SUR(), two_tasks, TWO, pool, index, weight, 4, cost(pool))
+    assert torch.equal(u, pool[chosen])
+    assert scores.tolist() == pytest.approx(expect, rel=1e-9, abs=0)
+    assert chosen != brute_force(SUR(), two_tasks, TWO, pool, index, weight, 4)[0]
+    free, gains = select(SUR(), two_tasks, SPACE, TWO, 4, seed=5, taken=NOTHING)
+    same = select(
+        SUR(), two_tasks, SPACE, TWO, 4, seed=5, taken=NOTHING, cost=lambda u: torch.full((len(u),), 8.0).double()
+    )
+    assert torch.equal(same[0], free)
+    assert torch.allclose(8 * same[1], gains)
+
+
+@pytest.mark.parametrize("criterion", [Straddle(), UCB()], ids=repr)
+def test_a_bound_has_no_gain_per_cost(posterior, criterion):
+    target = replace(TARGET, best=torch.ones(1).double()) if criterion.seeks == "optimum" else TARGET
+    with pytest.raises(InvalidStrategy, match=r"a cost needs a criterion that is a gain, never negative, got \w+\("):
+        select(criterion, posterior, SPACE, target, 1, seed=5, taken=NOTHING, cost=lambda u: 1 + u[:, 0])
+
+
+@pytest.mark.parametrize("cost", [lambda u: u[:, 0] - 0.5, lambda u: torch.ones(3), lambda u: u[:, 0] * math.nan])
+def test_a_cost_must_be_positive(posterior, cost):
+    with pytest.raises(InvalidStrategy, match="must be as many positive finite numbers, got shape"):
+        select(SUR(), posterior, SPACE, TARGET, 1, seed=5, taken=NOTHING, cost=cost)
+
+
+# --- one-sided beliefs, and what is not finite
+
+
+@pytest.mark.parametrize("batch", ["joint", "top", "poisson-disc"])
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("criterion", [SUR(), MutualInformation(), PES(), ExclusionEntropy(), EFF()], ids=repr)
+def test_a_one_sided_belief_is_searched_where_the_other_side_is_least_improbable(posterior, criterion, side, batch):
+    """The threshold 40 to 300 standard deviations away: probabilities of e^-800 and less."""
+    pool = SPACE.sample(0, 512, 5)
+    mean, variance = (m[0] for m in posterior.marginal(pool))
+    level = (mean - side * 40 * variance.sqrt()).amin() if side > 0 else (mean + 40 * variance.sqrt()).amax()
+    target = Target((level[None],), torch.ones(1, dtype=torch.float64))
+    lead = ((mean - level) / variance.sqrt()).abs()
+    assert lead.min() > 39.9
+    search = Search(batch=batch, pool=512, candidates=512, polish=0)
+    u, scores = select(criterion, posterior, SPACE, target, 3, seed=5, taken=NOTHING, search=search)
+    chosen = lead[torch.cdist(u, pool).argmin(1)]
+    assert torch.isfinite(scores).all()
+    if batch != "poisson-disc":
+        assert float(chosen[0]) == pytest.approx(float(lead.min()))
+        assert float(scores[0]) == pytest.approx(float(scipy.stats.norm.logsf(lead.min())))
+    assert chosen[0] < lead.quantile(0.2)
+    if batch == "joint":  # the second look is not beside the first
+        assert torch.nn.functional.pdist(u).min() > 0.05
+
+
+def test_one_sided_searches_weigh_the_cost(posterior):
+    pool = SPACE.sample(0, 128, 5)
+    mean, variance = (m[0] for m in posterior.marginal(pool))
+    target = Target(((mean + 10 * variance.sqrt()).amax()[None],), torch.ones(1, dtype=torch.float64))
+    u, scores = select(
+        SUR(),
+        posterior,
+        SPACE,
+        target,
+        1,
+        seed=5,
+        taken=NOTHING,
+        search=Search(pool=128, polish=0),
+        cost=lambda u: (-300 * u[:, 0]).exp(),
+    )
+    chance = target.log_interest(mean[None], variance[None]) + 300 * pool[:, 0]
+    assert chance.argmax() != pool[:, 0].argmax()
+    assert chance.argmax() != (chance - 300 * pool[:, 0]).argmax()
+    assert torch.equal(u[0], pool[chance.argmax()])
+    assert float(scores) == pytest.approx(float(chance.max()))
+
+
+def test_scores_and_beliefs_that_are_not_finite_are_errors(posterior):
+    @dataclass(frozen=True)
+    class Broken(Acquisition):
+        looks_ahead = False
+        seeks = "any"
+        kind = "gain"
+
+        def score(self, prospect):
+            return torch.where(prospect.mean[0] > 0.5, torch.nan, 1.0)
+
+    with pytest.raises(ScoreError, match=r"scores must be finite, got \[nan, nan, nan\] from .*Broken"):
+        select(Broken(), posterior, SPACE, TARGET, 1, seed=5, taken=NOTHING)
+    nowhere = replace(posterior, white=posterior.white * math.nan)
+    with pytest.raises(ScoreError, match="the belief must be finite, got NaN"):
+        select(SUR(), nowhere, SPACE, TARGET, 1, seed=5, taken=NOTHING)
+
+
+@pytest.mark.parametrize("batch", ["joint", "top", "poisson-disc"])
+def test_fewer_allowed_points_than_asked_for(posterior, batch):
+    space = ParameterSpace((Parameter("x", 0, 1, step=0.5), Parameter("y", 0, 1, step=1)))  # 6 points
+    search = Search(batch=batch)
+    assert len(select(SUR(), posterior, space, TARGET, 6, seed=5, taken=NOTHING, search=search)[0]) == 6
+    with pytest.raises(SpaceExhausted):
+        select(SUR(), posterior, space, TARGET, 7, seed=5, taken=NOTHING, search=search)
+
+
+@pytest.mark.parametrize("batch", ["joint", "top", "poisson-disc"])
+def test_two_hundred_points_at_once(posterior, batch):
+    u, scores = select(SUR(), posterior, SPACE, TARGET, 200, seed=3, taken=NOTHING, search=Search(batch=batch))
+    assert torch.nn.functional.pdist(u).min() > SEPARATION
+    assert torch.isfinite(scores).all()
 
 
 def test_polishing_finds_better_points(posterior):
@@ -392,40 +818,6 @@ def test_criteria_must_fit_what_is_sought(posterior):
         EI().score(replace(prospect(posterior, points(3), (0.8,)), best=None))
 
 
-def test_large_batches_and_many_points_stay_sane(posterior):
-    u, scores = select(SUR(), posterior, SPACE, TARGET, 60, seed=3, taken=NOTHING)
-    assert torch.nn.functional.pdist(u).min() > SEPARATION
-    assert torch.isfinite(scores).all()
-
-
-@pytest.mark.parametrize("batch", ["joint", "poisson-disc", "top"])
-def test_a_search_among_given_points_proposes_rows_of_the_table_only(posterior, batch):
-    """Rows that lie closer than the search's own separation count; one asked before does not come again."""
-    table = torch.cat([points(40, seed=9), points(1, seed=9) + 1e-5, points(3, seed=9)])  # 41 distinct rows
-    taken, left = table[:31], table[31:41]
-    search = Search(batch=batch, integration=32)
-    u, scores = select(SUR(), posterior, SPACE, TARGET, 10, seed=3, taken=taken, search=search, among=table)
-    assert torch.isfinite(scores).all()
-    assert sorted(u.tolist()) == sorted(left.tolist())
-    with pytest.raises(SpaceExhausted, match="needs 11 allowed points, got 10"):
-        select(SUR(), posterior, SPACE, TARGET, 11, seed=3, taken=taken, search=search, among=table)
-
-
-def test_a_search_among_given_points_integrates_over_them(posterior):
-    """The score is the expected drop of the misclassified fraction of the table."""
-    table = points(16, seed=9)
-    u, scores = select(SUR(), posterior, SPACE, TARGET, 1, seed=3, taken=NOTHING, among=table)
-
-    mean, variance = (m[0].numpy() for m in posterior.marginal(table))
-    cross = posterior.cross(table, u)[0, :, 0].numpy()
-    rho = np.abs(cross) / np.sqrt(variance * float(posterior.marginal(u)[1][0, 0] + posterior.noise[0]))
-    now = scipy.stats.norm.cdf(-np.abs(mean - 0.8) / np.sqrt(variance))
-    then = 2 * scipy.special.owens_t((mean - 0.8) / np.sqrt(variance), np.sqrt(1 - rho**2) / rho)
-    assert float(scores[0]) == pytest.approx((now - then).mean(), rel=1e-6)
-    with pytest.raises(ShapeError, match=r"among must have shape \(m, 2\) with m > 0, got \(3, 1\)"):
-        select(SUR(), posterior, SPACE, TARGET, 1, seed=3, taken=NOTHING, among=table[:3, :1])
-
-
 # --- bad input
 
 
@@ -442,7 +834,7 @@ def test_an_unknown_criterion_lists_the_known():
         (lambda: SUR(loss="entropy"), "loss must be 'misclassification' or 'variance', got 'entropy'"),
         (lambda: Straddle(kappa=0), "kappa must be positive and finite, got 0"),
         (lambda: UCB(kappa=math.inf), "kappa must be positive and finite, got inf"),
-        (lambda: Search(batch="best"), "batch must be joint, poisson-disc or top, got 'best'"),
+        (lambda: Search(batch="best"), "batch must be joint, believer, poisson-disc or top, got 'best'"),
         (lambda: Search(candidates=3), "must be at least 16, got .*candidates=3"),
     ],
 )

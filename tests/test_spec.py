@@ -228,7 +228,7 @@ BAD = [
     ("goal: minimun\ntasks:", "tasks:", 9, "goal: must be 'level-set', 'minimum' or 'maximum', got 'minimun'"),
     ("", "threshold: 1.0, ", 10, "tasks.observed: the key 'threshold' must be given, got ['transform']"),
     ("  seed: 1.5\nrun:", "run:", 17, "strategy.seed: must be a whole number, got 1.5"),
-    ("  search: {batch: all}\nrun:", "run:", 17, "strategy.search.batch: must be 'joint', 'poisson-disc' or 'top'"),
+    ("  search: {batch: all}\nrun:", "run:", 17, "strategy.search.batch: must be 'joint', 'believer', 'poisson-disc'"),
     ("budget: 0", "budget: 60", 17, "run.budget: must be greater than or equal to 1, got 0"),
     ("budget: 6e1", "budget: 60", 17, "run.budget: must be a whole number, got 60.0"),
     ("goal: 2", "budget: 60", 17, "run.goal: must be less than 0.5, got 2"),

@@ -11,6 +11,7 @@
   - ShapeError            an array whose shape breaks the convention               (ValueError)
   - SpaceExhausted        every allowed point of a quantised space has been asked
   - FitError              the surrogate could not be fitted
+  - ScoreError            a belief or a criterion gave something that is not a finite number
   - EvaluationError       the expensive function failed at one point; may be retried
     · ImpossiblePoint     ... and always will, at this point; do not retry
   - MissingExtra          an optional dependency is not installed                  (ImportError)
@@ -74,6 +75,10 @@ class SpaceExhausted(ExcursionError):
 
 class FitError(ExcursionError):
     """The surrogate could not be fitted."""
+
+
+class ScoreError(ExcursionError):
+    """A belief or a criterion gave something that is not a finite number."""
 
 
 class EvaluationError(ExcursionError):

@@ -21,7 +21,8 @@ from .criteria import (
     TargetedIMSE,
     acquisition_from_json,
 )
-from .search import Search, Target, incumbent, poisson_disc, select
+from .search import Search, poisson_disc, select
+from .target import Target, incumbent
 
 __all__ = [
     "CRITERIA",

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -22,10 +23,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.special import erfcx, log_ndtr, ndtr
+from torch.special import erfcx, log_ndtr
 
 from .. import levelset
 from ..errors import InvalidStrategy
+from ..levelset import ndtr
+
+#: Numbers per array that a processor's cache holds several of.
+_PAIRS = 2**16
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,24 @@ class Prospect:
     best: Tensor | None = None
     sign: float = 1.0
 
-    def remaining(self, task: int) -> Tensor:
-        """r = s+^2/s^2, the part of the variance that is left at (m) after a look at (c): shape (m, c), in [0, 1]."""
+    def blocks(self) -> list[slice]:
+        """Slices of the candidates whose pairs with the integration points fit into a processor's cache."""
+        size = max(1, _PAIRS // max(1, self.at_mean.shape[1]))
+        return [slice(i, i + size) for i in range(0, self.mean.shape[1], size)]
+
+    def correlation(self, task: int, block: slice) -> Tensor:
+        """Of f at (m) with a look at (b), some of the candidates: shape (b, m), in [-1, 1]."""
         # Standard deviations first: products of variances underflow in small units.
-        at, seen = self.at_variance[task].sqrt(), (self.variance[task] + self.noise[task]).sqrt()
-        return (1 - (self.cross[task] / at[:, None] / seen).square()).clamp(0.0, 1.0)
+        at, seen = self.at_variance[task].sqrt(), (self.variance[task, block] + self.noise[task]).sqrt()
+        return (self.cross[task, :, block].mT / at).div_(seen[:, None]).clamp_(-1.0, 1.0)
+
+    def remaining(self, task: int, block: slice) -> Tensor:
+        """r = s+^2/s^2, the part of the variance that is left at (m) after a look at (b): shape (b, m), in [0, 1]."""
+        return 1 - self.correlation(task, block).square_()
+
+    def leads(self, task: int) -> list[Tensor]:
+        """u = (m - T)/s at the integration points, (m,), per threshold."""
+        return [levelset.standardised(self.at_mean[task], self.at_variance[task], t) for t in self.levels[task]]
 
 
 class Acquisition(ABC):
@@ -70,6 +88,8 @@ class Acquisition(ABC):
     looks_ahead: ClassVar[bool]
     #: What it is a criterion for: "level set" needs thresholds, "optimum" an incumbent or a sign, "any" nothing.
     seeks: ClassVar[str]
+    #: "gain": never negative, zero if a look is worth nothing; "log": logarithm of a gain; "bound": neither.
+    kind: ClassVar[str]
 
     @abstractmethod
     def score(self, prospect: Prospect) -> Tensor:
@@ -90,6 +110,7 @@ class SUR(Acquisition):
     loss: str = "misclassification"
     looks_ahead: ClassVar[bool] = True
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def __post_init__(self) -> None:
         if self.loss not in ("misclassification", "variance"):
@@ -97,16 +118,9 @@ class SUR(Acquisition):
 
     def score(self, prospect: Prospect) -> Tensor:
         """Expected drop of the loss, averaged over the allowed volume."""
-        after_look = (
-            levelset.expected_misclassification
-            if self.loss == "misclassification"
-            else levelset.expected_bernoulli_variance
-        )
-
-        def drop(u: Tensor, r: Tensor) -> Tensor:
-            return after_look(u, torch.ones_like(u)) - after_look(u, r)
-
-        return _integrated(prospect, drop)
+        if self.loss == "misclassification":
+            return _misclassification_drop(prospect)
+        return _integrated(prospect, lambda u: functools.partial(levelset.bernoulli_variance_drop, u))
 
 
 @dataclass(frozen=True)
@@ -114,19 +128,20 @@ class MutualInformation(Acquisition):
     """Exact mutual information between the look and the class at every integration point, averaged (nats).
 
     References:
-        Letham et al. (2022), section 3; see `levelset.conditional_entropy`.
+        Letham et al. (2022), section 3; see `levelset.mutual_information`.
     """
 
     looks_ahead: ClassVar[bool] = True
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Expected drop of the class entropy, averaged over the allowed volume."""
 
-        def drop(u: Tensor, r: Tensor) -> Tensor:
-            return levelset.binary_entropy(ndtr(u)) - levelset.conditional_entropy(u, r)
+        def information(u: Tensor) -> Callable[[Tensor], Tensor]:
+            return functools.partial(levelset.mutual_information, u, series=levelset.information_series(u))
 
-        return _integrated(prospect, drop)
+        return _integrated(prospect, information)
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,7 @@ class PES(Acquisition):
 
     looks_ahead: ClassVar[bool] = True
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Information gain, averaged over the allowed volume."""
@@ -151,10 +167,11 @@ class PES(Acquisition):
             ends = torch.cat([levels.new_tensor([-math.inf]), levels, levels.new_tensor([math.inf])])
             edges = (ends - mean[:, None]) / sd[:, None]  # (m, k + 2)
             probability, variance = truncated_normal(edges[:, :-1], edges[:, 1:])
-            shared = 1 - prospect.remaining(i)  # squared correlation of f(x') with the look
-            kept = 1 - shared[:, None, :] * (1 - variance)[:, :, None]
-            gain = -0.5 * (probability[:, :, None] * kept.clamp_min(1e-12).log()).sum(1)
-            total = total + prospect.weights[i] * (prospect.at_weight @ gain)
+            each = (-0.5 * prospect.weights[i] * prospect.at_weight[:, None] * probability).T  # (k + 1, m)
+            for block in prospect.blocks():
+                shared = prospect.correlation(i, block).square_()  # of f(x') with the look
+                for part, lost in zip(each, 1 - variance.T):
+                    total[block] += (1 - shared * lost).clamp_min_(1e-12).log_() @ part
         return total
 
 
@@ -168,6 +185,7 @@ class ExclusionEntropy(Acquisition):
 
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """H of the class probabilities."""
@@ -189,6 +207,7 @@ class Straddle(Acquisition):
     kappa: float = 1.96
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "bound"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.kappa) and self.kappa > 0):
@@ -213,15 +232,16 @@ class TargetedIMSE(Acquisition):
 
     looks_ahead: ClassVar[bool] = True
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Integral of s^2 (1 - r) times the density of T, summed over thresholds."""
         total = torch.zeros_like(prospect.mean[0])
-        for i, levels in enumerate(prospect.levels):
-            sd, lost = prospect.at_variance[i].sqrt(), 1 - prospect.remaining(i)
-            for level in levels:
-                u = levelset.standardised(prospect.at_mean[i], prospect.at_variance[i], level)
-                total = total + prospect.weights[i] * ((prospect.at_weight * sd * _density(u)) @ lost)
+        for i in range(len(prospect.levels)):
+            density = sum((_density(u) for u in prospect.leads(i)), torch.zeros_like(prospect.at_weight))
+            each = prospect.weights[i] * prospect.at_weight * prospect.at_variance[i].sqrt() * density
+            for block in prospect.blocks():
+                total[block] += prospect.correlation(i, block).square_() @ each
         return total
 
 
@@ -235,22 +255,22 @@ class EAVC(Acquisition):
 
     looks_ahead: ClassVar[bool] = True
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """E_y |sum_q w_q (p_q - p_q^y)|, summed over thresholds."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(16)
         weights = weights / weights.sum()
         total = torch.zeros_like(prospect.mean[0])
-        for i, levels in enumerate(prospect.levels):
-            at, seen = prospect.at_variance[i].sqrt(), (prospect.variance[i] + prospect.noise[i]).sqrt()
-            correlation = (prospect.cross[i] / at[:, None] / seen).clamp(-1.0, 1.0)
-            root = (1 - correlation**2).clamp_min(1e-12).sqrt()
-            for level in levels:
-                u = levelset.standardised(prospect.at_mean[i], prospect.at_variance[i], level)[:, None]
+        for i in range(len(prospect.levels)):
+            for u in prospect.leads(i):
                 now = prospect.at_weight @ ndtr(u)
-                for z, weight in zip(nodes.tolist(), weights.tolist()):
-                    then = prospect.at_weight @ ndtr((u + correlation * z) / root)
-                    total = total + prospect.weights[i] * weight * (then - now).abs()
+                for block in prospect.blocks():
+                    correlation = prospect.correlation(i, block)
+                    root = (1 - correlation.square()).clamp_min_(1e-12).sqrt_()
+                    for z, weight in zip(nodes.tolist(), weights.tolist()):
+                        then = ndtr(torch.add(u, correlation, alpha=z).div_(root)) @ prospect.at_weight
+                        total[block] += prospect.weights[i] * weight * (then - now).abs()
         return total
 
 
@@ -265,6 +285,7 @@ class EFF(Acquisition):
     alpha: float = 2.0
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -275,11 +296,11 @@ class EFF(Acquisition):
         return _largest(prospect, self._one)
 
     def _one(self, u: Tensor, sd: Tensor) -> Tensor:
-        a = self.alpha
+        a, u = self.alpha, u.abs()  # symmetric; on this side the differences are of small tails
         inside = ndtr(a - u) - ndtr(-a - u)
         odd = 2 * ndtr(-u) - ndtr(-a - u) - ndtr(a - u)
         even = 2 * _density(u) - _density(a + u) - _density(a - u)
-        return sd * (u * odd - even + a * inside)
+        return sd * (u * odd - even + a * inside).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
@@ -293,6 +314,7 @@ class Ranjan(Acquisition):
     alpha: float = 1.96
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "level set"
+    kind: ClassVar[str] = "gain"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -303,10 +325,11 @@ class Ranjan(Acquisition):
         return _largest(prospect, self._one)
 
     def _one(self, u: Tensor, sd: Tensor) -> Tensor:
+        u = u.abs()  # as in EFF
         low, high = -self.alpha - u, self.alpha - u
         inside = ndtr(high) - ndtr(low)
         first, second = _density(low) - _density(high), inside + low * _density(low) - high * _density(high)
-        return sd**2 * ((self.alpha**2 - u**2) * inside - 2 * u * first - second)
+        return sd**2 * ((self.alpha**2 - u**2) * inside - 2 * u * first - second).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
@@ -322,6 +345,7 @@ class EI(Acquisition):
 
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "optimum"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """s (phi(u) + u Phi(u)) for the lead u in standard deviations, summed over tasks."""
@@ -341,6 +365,7 @@ class PI(Acquisition):
 
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "optimum"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Phi(u) for the lead u in standard deviations, summed over tasks."""
@@ -360,6 +385,7 @@ class UCB(Acquisition):
     kappa: float = 2.0
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "optimum"
+    kind: ClassVar[str] = "bound"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.kappa) and self.kappa > 0):
@@ -376,6 +402,7 @@ class Sobol(Acquisition):
 
     looks_ahead: ClassVar[bool] = False
     seeks: ClassVar[str] = "any"
+    kind: ClassVar[str] = "gain"
 
     def score(self, prospect: Prospect) -> Tensor:
         """Zero: the sequence decides."""
@@ -424,14 +451,33 @@ def truncated_normal(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return probability, torch.where(probability > 1e-200, variance, torch.zeros_like(variance))
 
 
-def _integrated(prospect: Prospect, drop: Any) -> Tensor:
-    """Sum over tasks, thresholds and integration points of drop(u, r), with their weights; shape (c,)."""
+def _integrated(prospect: Prospect, gain: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> Tensor:
+    """Sum over tasks, thresholds and integration points of gain(u)(r), with their weights; shape (c,)."""
     total = torch.zeros_like(prospect.mean[0])
-    for i, levels in enumerate(prospect.levels):
-        r = prospect.remaining(i)
-        for level in levels:
-            u = levelset.standardised(prospect.at_mean[i], prospect.at_variance[i], level)[:, None]
-            total = total + prospect.weights[i] * (prospect.at_weight @ drop(u, r))
+    for i in range(len(prospect.levels)):
+        for u in prospect.leads(i):
+            of_r = gain(u)
+            for block in prospect.blocks():
+                total[block] += prospect.weights[i] * (of_r(prospect.remaining(i, block)) @ prospect.at_weight)
+    return total
+
+
+def _misclassification_drop(prospect: Prospect) -> Tensor:
+    """Sum of `levelset.misclassification_drop` over tasks, thresholds and integration points; shape (c,).
+
+    A pair adds less than exp(-u^2/(2 rho^2))/2, so of most pairs only this bound is looked at. Those below e^-32 of the
+    largest that any look could bring are left out: 1e-14 of the sum.
+    """
+    total = torch.zeros_like(prospect.mean[0])
+    for i in range(len(prospect.levels)):
+        for u in prospect.leads(i):
+            far = u.abs()
+            reach = far / (64 + far.min() ** 2).sqrt()
+            for block in prospect.blocks():
+                rho = prospect.correlation(i, block).abs_()
+                candidate, at = (rho > reach).nonzero(as_tuple=True)
+                drop = levelset.misclassification_drop(far[at], rho[candidate, at]).mul_(prospect.at_weight[at])
+                total[block].index_add_(0, candidate, drop, alpha=float(prospect.weights[i]))
     return total
 
 

@@ -2,74 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
 
-from .. import levelset
-from ..errors import InvalidStrategy, ShapeError, SpaceExhausted
+from ..errors import InvalidStrategy, ScoreError, ShapeError, SpaceExhausted
 from ..space import ParameterSpace
 from ..surrogate import Posterior
+from .batch import Batch, Shortlist
 from .criteria import Acquisition, Prospect
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is sought, as the surrogate sees it: level sets, or an optimum.
-
-    Attributes:
-        levels: per task the transformed thresholds, (k,); empty ones where an optimum is sought.
-        weights: of the tasks, (t,).
-        best: per task the incumbent of the search for an optimum, see `incumbent`, (t,); None for level sets.
-        sign: +1 seeks a maximum, -1 a minimum.
-    """
-
-    levels: tuple[Tensor, ...]
-    weights: Tensor
-    best: Tensor | None = None
-    sign: float = 1.0
-
-    def log_interest(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """Logarithm of `interest`, finite where that underflows."""
-        terms = [torch.full_like(mean[0], -math.inf)]
-        for i, log_weight in enumerate(self.weights.log()):
-            if self.best is not None:
-                u = self.sign * levelset.standardised(mean[i], variance[i], self.best[i])
-                terms.append(log_weight + log_ndtr(u))
-                continue
-            for level in self.levels[i]:
-                u = levelset.standardised(mean[i], variance[i], level)
-                terms.append(log_weight + log_ndtr(u) + log_ndtr(-u))
-        return torch.stack(terms).logsumexp(0)
-
-    def interest(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """Where the search should look, shape (n,), for mean and variance (t, n).
-
-        Weighted sum over tasks and thresholds of p(1-p); for an optimum, of the probability of beating the incumbent.
-        """
-        return self.log_interest(mean, variance).exp()
-
-    def after(self, mean: Tensor) -> Target:
-        """The target when a point of this mean (t,) is added to those observed: the incumbent may be another."""
-        if self.best is None:
-            return self
-        return replace(self, best=self.sign * torch.maximum(self.sign * self.best, self.sign * mean))
-
-
-@torch.no_grad()
-def incumbent(posterior: Posterior, observed: Tensor, sign: float = 1.0) -> Tensor:
-    """Per task the best posterior mean at observed points (n, d), shape (t,): no lucky noise, unlike the best value.
-
-    References:
-        Vazquez et al., J. Phys. Conf. Ser. 135 (2008) 012100.
-    """
-    return sign * (sign * posterior.marginal(observed)[0]).amax(1)
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -77,24 +23,25 @@ class Search:
     """Settings of the search.
 
     Attributes:
-        batch: "joint" (greedy, each point conditioned on those before), "poisson-disc" (points drawn with
+        batch: "joint" (greedy, each point conditioned on those before; "believer", the kriging believer, is another
+            name for it, because conditioning on the mean is what we do), "poisson-disc" (points drawn with
             probability proportional to the score, at a distance from one another; what ATLAS used) or "top" (the n
             best, however close).
         pool: space-filling points that candidates and integration points are drawn from; None grows with the dimension.
-        candidates: how many are scored per pick.
+        candidates: how many are scored; at least 16 per point of the batch.
         integration: how many points the look-ahead criteria average over.
-        polish: rounds of local search around the best candidates.
+        polish: rounds of local search around the best candidates, for each of the first `POLISHED` points.
     """
 
-    batch: Literal["joint", "poisson-disc", "top"] = "joint"
+    batch: Literal["joint", "believer", "poisson-disc", "top"] = "joint"
     pool: int | None = None
     candidates: int = 256
-    integration: int = 384
+    integration: int = 768
     polish: int = 2
 
     def __post_init__(self) -> None:
-        if self.batch not in ("joint", "poisson-disc", "top"):
-            raise InvalidStrategy(f"search: batch must be joint, poisson-disc or top, got {self.batch!r}")
+        if self.batch not in ("joint", "believer", "poisson-disc", "top"):
+            raise InvalidStrategy(f"search: batch must be joint, believer, poisson-disc or top, got {self.batch!r}")
         sizes = (self.pool if self.pool is not None else 64, self.candidates, self.integration)
         if min(sizes) < 16 or self.polish < 0:
             raise InvalidStrategy(f"search: pool, candidates and integration must be at least 16, got {self}")
@@ -108,23 +55,75 @@ class Search:
         return asdict(self)
 
 
-def integration_set(interest: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices into the pool and weights, both (n,): importance sampling near the band, with a uniform part.
-
-    A pool of no more than n points is taken whole.
+def integration_set(
+    u: Tensor, interest: Tensor, n: int, generator: torch.Generator, share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices into the pool and weights: importance sampling near the band, with a uniform part.
 
     sum_i weight_i g(u_i) is an unbiased estimate of the mean of g over the pool. A uniform set of some hundred points
-    misses the band altogether in four dimensions.
+    misses the band altogether in four dimensions. The pool is walked along a curve that visits its parts one after the
+    other, and a point is taken at equal steps of the density: every part of the band gets its share of points. A pool
+    of no more than n points is taken whole.
+
+    Args:
+        u: the pool, (p, d).
+        interest: where to look more closely, not negative, in any unit, (p,).
+        n: largest number of points.
+        generator: of the one random number that is used.
+        share: of each point of the pool in the mean, (p,); equal by default.
+
+    References:
+        Cochran, Sampling Techniques (1977), chapter 8: systematic sampling.
     """
-    uniform = torch.full_like(interest, 1 / len(interest))
+    uniform = torch.full_like(interest, 1 / len(interest)) if share is None else share / share.sum()
     if len(interest) <= n:
         return torch.arange(len(interest)), uniform
-    total = interest.sum()
-    density = 0.85 * interest / total + 0.15 * uniform if total > 1e-12 * len(interest) else uniform
-    # Systematic sampling: one uniform number, low variance.
+    near = uniform * interest
+    density = 0.85 * near / near.sum() + 0.15 * uniform if near.sum() > 0 else uniform
     ticks = (torch.arange(n, dtype=interest.dtype) + torch.rand((), generator=generator, dtype=interest.dtype)) / n
-    index = torch.searchsorted(density.cumsum(0).contiguous(), ticks).clamp_max(len(interest) - 1)
-    return index, uniform[index] / density[index] / n
+    curve = _z_order(u)
+    drawn = torch.searchsorted(density[curve].cumsum(0), ticks).clamp_max(len(interest) - 1)
+    drawn, count = torch.unique_consecutive(drawn, return_counts=True)
+    index = curve[drawn]
+    return index, count * uniform[index] / density[index] / n
+
+
+def _z_order(u: Tensor) -> Tensor:
+    """Indices of the points (p, d) of the unit cube along the Z-order curve: bits of the coordinates in turn.
+
+    References:
+        Morton, A computer oriented geodetic data base (IBM, 1966).
+    """
+    u = u[:, :60]  # 60 bits fit into an integer
+    bits = min(16, 60 // u.shape[1])
+    coordinates = (u * 2**bits).long().clamp(0, 2**bits - 1)
+    code = torch.zeros(len(u), dtype=torch.long)
+    for bit in range(bits - 1, -1, -1):
+        for axis in range(u.shape[1]):
+            code = 2 * code + ((coordinates[:, axis] >> bit) & 1)
+    return code.argsort(stable=True)
+
+
+#: A belief whose interest is nowhere above this is one-sided: gains are lost in rounding.
+ONE_SIDED = 1e-12
+#: Points of a batch that are polished: among fifty the rest is worth no more for it (measured in four dimensions).
+POLISHED = 8
+#: Covariances that are worked on at once.
+_BLOCK = 2**23
+
+
+@dataclass(frozen=True)
+class _OtherSide(Acquisition):
+    """Log probability of the other side of a threshold (or of beating the incumbent): for one-sided beliefs."""
+
+    looks_ahead: ClassVar[bool] = False
+    seeks: ClassVar[str] = "any"
+    kind: ClassVar[str] = "log"
+
+    def score(self, prospect: Prospect) -> Tensor:
+        """`Target.log_interest`: min(p, 1-p) is the probability of the other side."""
+        target = Target(prospect.levels, prospect.weights, prospect.best, prospect.sign)
+        return target.log_interest(prospect.mean, prospect.variance)
 
 
 @torch.no_grad()
@@ -139,8 +138,13 @@ def select(
     taken: Tensor,
     search: Search | None = None,
     among: Tensor | None = None,
+    cost: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The best batch of n points, a function of its arguments and nothing else.
+
+    Where the belief is one-sided (nowhere an interest above `ONE_SIDED`), gains are rounding errors. The search then
+    looks where the other side of a threshold (or beating the incumbent) is the least improbable; scores are logarithms
+    of that probability.
 
     Args:
         acquisition: the criterion.
@@ -153,6 +157,7 @@ def select(
         search: settings.
         among: search these points (m, d) only, a table of known simulations, say: candidates and integration points
             are rows of it, unchanged, and nothing else is proposed. Whether ``space`` allows them is not looked at.
+        cost: predicted cost of points (b, d) of the unit cube, (b,), positive, in any unit: gains are then per cost.
 
     Returns:
         Points (n, d) in the unit cube and their scores (n,).
@@ -160,152 +165,171 @@ def select(
     Raises:
         SpaceExhausted: fewer than n allowed points are left.
         ShapeError: ``among`` is not of shape (m, d).
-        InvalidStrategy: a criterion for level sets in a search for an optimum, or the reverse.
+        InvalidStrategy: a criterion for level sets in a search for an optimum, or the reverse; a cost and a criterion
+            that it cannot divide; a cost that is not positive.
+        ScoreError: a belief or a score that is not a finite number.
     """
     search = search or Search()
+    _check(acquisition, target, cost)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    gap, polish = SEPARATION, search.polish
+    gap, polish, share = SEPARATION, search.polish, None
     if among is None:
         pool = space.sample(0, search.pool_size(space.dim), seed % 2**31)
     else:
         if among.ndim != 2 or among.shape[1] != space.dim or not len(among):
             raise ShapeError(f"search: among must have shape (m, {space.dim}) with m > 0, got {tuple(among.shape)}")
-        pool, gap, polish = _distinct(among), 1e-9, 0
-    interest = target.interest(*posterior.marginal(pool))
-    index, weight = integration_set(interest, search.integration if acquisition.looks_ahead else 0, generator)
-    at = pool[index]
+        pool, gap, polish = torch.unique(among, dim=0), 1e-9, 0
+    if among is None and any(p.step is not None for p in space.parameters):
+        pool, share = torch.unique(pool, dim=0, return_counts=True)  # snapped pools repeat points
+    mean, variance = _moments(posterior, pool)
+    log_interest = target.log_interest(mean, variance)
+    highest = log_interest.max()
+    interest = (log_interest - highest).exp() if highest > -math.inf else torch.zeros_like(log_interest)
+    if acquisition.kind == "gain" and acquisition.seeks != "any" and highest < math.log(ONE_SIDED):
+        acquisition = _OtherSide()
+    index, weight = integration_set(pool, interest, search.integration, generator, share)
+    if not acquisition.looks_ahead:
+        index, weight = index[:0], weight[:0]
+    batch = Batch(posterior, pool[index], mean[:, index], variance[:, index], weight, n)
 
-    if acquisition.seeks not in ("any", "level set" if target.best is None else "optimum"):
+    def worth(prospect: Prospect, u: Tensor) -> Tensor:
+        score = acquisition.score(prospect)
+        if cost is not None:
+            price = _price(cost, u)
+            score = score - price.log() if acquisition.kind == "log" else score / price
+        if not torch.isfinite(score).all():
+            bad = ~torch.isfinite(score)
+            raise ScoreError(
+                f"search: scores must be finite, got {score[bad][:3].tolist()} from {acquisition} at "
+                f"{u[bad][:3].tolist()}. Report this belief and criterion"
+            )
+        return score
+
+    free = _not_taken(pool, taken, gap).nonzero()[:, 0]
+    if search.batch == "poisson-disc":
+        if len(free) < n:
+            raise _exhausted(n, len(free))
+        if acquisition.looks_ahead:
+            free = free[torch.randperm(len(free), generator=generator)[: max(4096, 16 * n)]]
+        scores = _scores(batch, target, worth, pool[free], mean[:, free], variance[:, free])
+        chance = (scores - scores.amax()).exp() if acquisition.kind == "log" and len(free) else scores
+        chosen = poisson_disc(pool[free], chance, taken, n, generator)
+        return pool[free][chosen], scores[chosen]
+
+    some = _candidates(interest, free, max(search.candidates, 16 * n), generator)
+    u, mean, variance = pool[some], mean[:, some], variance[:, some]
+    if among is None and len(u) < 2 * n:  # a coarse lattice, nearly used up: everything that is left
+        gap = 1e-9
+        left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
+        u = left[_not_taken(left, taken, gap)]
+        mean, variance = _moments(posterior, u)
+    if len(u) < n:
+        raise _exhausted(n, len(u))
+    if len(mean) * len(u) * max(len(index), len(u)) <= _BLOCK:
+        short = Shortlist(batch, posterior, u, mean, variance)
+        stale = worth(batch.prospect(short[:], target), u)
+    else:
+        stale = _scores(batch, target, worth, u, mean, variance)
+        order = stale.argsort(descending=True, stable=True)
+        stale, u = stale[order], u[order]
+        short = Shortlist(batch, posterior, u, mean[:, order], variance[:, order])
+
+    def fresh(i: Tensor) -> Tensor:
+        return worth(batch.prospect(short[i], target), u[i])
+
+    picks, scores = u.new_empty(n, space.dim), u.new_empty(n)
+    for k in range(n):
+        if stale.isneginf().all():
+            raise _exhausted(n, k)
+        best = int(stale.argmax())
+        if k and search.batch != "top":
+            best = _lazy_argmax(stale, fresh, max(16, 2**18 // max(1, batch.pairs)))
+        points, i, own = short[torch.tensor([best])], 0, True
+        scores[k] = stale[best]
+        for shrink in range(polish if k < POLISHED else 0):
+            centres = u[_top(stale, best, 5)] if shrink == 0 else points.u[i : i + 1]
+            near = _around(centres, space, torch.cat([taken, picks[:k]]), shrink, generator)
+            if len(near):
+                there = batch.points(near)
+                worths = worth(batch.prospect(there, target), near)
+                if worths.max() > scores[k]:
+                    points, i, own, scores[k] = there, int(worths.argmax()), False, worths.max()
+        picks[k] = points.u[i]
+        stale = torch.where(_not_taken(u, picks[k : k + 1], gap), stale, -math.inf)
+        if search.batch != "top" and k + 1 < n:
+            short.after(batch.pick(points, i), best if own else None)
+            target = target.after(points.mean[:, i])
+    return picks, scores
+
+
+def _check(acquisition: Acquisition, target: Target, cost: Callable[[Tensor], Tensor] | None) -> None:
+    sought = "level set" if target.best is None else "optimum"
+    if acquisition.seeks not in ("any", sought):
         raise InvalidStrategy(
             f"search: the criterion must fit what is sought, {'level sets' if target.best is None else 'an optimum'}, "
             f"got {acquisition}. Use {'SUR' if target.best is None else 'EI'}, say"
         )
-
-    if search.batch == "poisson-disc":
-        free = _distinct(pool[_not_taken(pool, taken, gap)])
-        if len(free) < n:
-            raise _exhausted(n, len(free))
-        worth = torch.cat(
-            [
-                acquisition.score(_Field.of(posterior, c, at).prospect(posterior.noise, target, weight, slice(None)))
-                for c in free.split(2048)
-            ]
-        )
-        chosen = poisson_disc(free, worth, taken, n, generator)
-        return free[chosen], worth[chosen]
-
-    size = search.candidates + 8 * n
-    candidates = _candidates(pool, interest, _not_taken(pool, taken, gap), size, generator)
-    if (
-        among is None and len(candidates) < 2 * n
-    ):  # a coarse lattice, nearly used up: everything that is left, or SpaceExhausted
-        gap = 1e-9
-        left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
-        candidates = left[_not_taken(left, taken, gap)]
-    if len(candidates) < n:
-        raise _exhausted(n, len(candidates))
-    field = _Field.of(posterior, candidates, at)
-
-    def score(f: _Field, i: Tensor | slice = slice(None)) -> Tensor:
-        return acquisition.score(f.prospect(posterior.noise, target, weight, i))
-
-    stale = score(field)
-    picks: list[Tensor] = []
-    scores: list[Tensor] = []
-    while len(picks) < n:
-        if search.batch == "joint" and picks:
-            best, value, stale = _lazy_argmax(stale, functools.partial(score, field))
-        else:
-            best = int(stale.argmax())
-            value = stale[best]
-        pick = candidates[best]
-        for shrink in range(polish):
-            fresh = torch.cat([taken, *(p[None] for p in picks)])
-            near = _around(
-                candidates[_top(stale, best, 5)] if shrink == 0 else pick[None], space, fresh, shrink, generator
-            )
-            if len(near):
-                worth = score(_Field.of(posterior, near, at))
-                if worth.max() > value:
-                    pick, value = near[worth.argmax()], worth.max()
-        picks.append(pick)
-        scores.append(value)
-        stale = torch.where(_not_taken(candidates, pick[None], gap), stale, -math.inf)
-        if stale.isneginf().all() and len(picks) < n:
-            raise _exhausted(n, len(picks))
-        if search.batch == "joint" and len(picks) < n:
-            field = field.after(posterior, pick)
-            target = target.after(posterior.marginal(pick[None])[0][:, 0])
-            posterior = posterior.condition(pick[None])
-    return torch.stack(picks), torch.stack(scores)
-
-
-@dataclass(frozen=True)
-class _Field:
-    """The belief at candidates and integration points, cheap to update after a pick (rank-one downdates)."""
-
-    candidates: Tensor
-    at: Tensor
-    mean: Tensor
-    variance: Tensor
-    at_mean: Tensor
-    at_variance: Tensor
-    cross: Tensor
-
-    @classmethod
-    def of(cls, posterior: Posterior, candidates: Tensor, at: Tensor) -> _Field:
-        """Evaluate the belief; without integration points for criteria that do not look ahead."""
-        mean, variance = posterior.marginal(candidates)
-        at_mean, at_variance = posterior.marginal(at) if len(at) else (mean[:, :0], mean[:, :0])
-        cross = posterior.cross(at, candidates) if len(at) else mean[:, None, :][:, :0]
-        return cls(candidates, at, mean, variance, at_mean, at_variance, cross)
-
-    def prospect(self, noise: Tensor, target: Target, weight: Tensor, i: Tensor | slice) -> Prospect:
-        """What a criterion sees of the candidates i."""
-        return Prospect(
-            self.mean[:, i],
-            self.variance[:, i],
-            noise,
-            target.levels,
-            target.weights,
-            self.at_mean,
-            self.at_variance,
-            weight,
-            self.cross[:, :, i],
-            target.best,
-            target.sign,
-        )
-
-    def after(self, posterior: Posterior, pick: Tensor) -> _Field:
-        """The same field when an observation at ``pick`` (d,) is expected; ``posterior`` is the belief before."""
-        row = posterior.cross(pick[None], torch.cat([self.at, self.candidates]))[:, 0]
-        seen = posterior.marginal(pick[None])[1][:, 0] + posterior.noise
-        at, candidates = row[:, : len(self.at)], row[:, len(self.at) :]
-        return replace(
-            self,
-            variance=(self.variance - candidates**2 / seen[:, None]).clamp_min(1e-300),
-            at_variance=(self.at_variance - at**2 / seen[:, None]).clamp_min(1e-300),
-            cross=self.cross - at[:, :, None] * candidates[:, None, :] / seen[:, None, None],
+    if cost is not None and acquisition.kind == "bound":
+        # Its zero means nothing: dividing would prefer dear points wherever it is negative, and adding a cost to it
+        # would depend on the unit of f.
+        raise InvalidStrategy(
+            f"search: a cost needs a criterion that is a gain, never negative, got {acquisition}. "
+            f"Use {'SUR or EFF' if target.best is None else 'EI'}"
         )
 
 
-def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int = 64) -> tuple[int, Tensor, Tensor]:
-    """Index and value of the largest fresh score, computed only where the stale one could still be the largest.
+def _price(cost: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    price = cost(u)
+    if price.shape != (len(u),) or not (torch.isfinite(price).all() and (price > 0).all()):
+        raise InvalidStrategy(
+            f"search: the cost of {len(u)} points must be as many positive finite numbers, got shape "
+            f"{tuple(price.shape)} with smallest {float(price.min()) if price.numel() else None}. Correct the cost"
+        )
+    return price
+
+
+def _moments(posterior: Posterior, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (t, n), in blocks that bound the memory."""
+    means, variances = zip(*(posterior.marginal(part) for part in u.split(2048)))
+    mean, variance = torch.cat(means, 1), torch.cat(variances, 1)
+    if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()):
+        raise ScoreError("search: the belief must be finite, got NaN or infinity. Report the data it was fitted to")
+    return mean, variance
+
+
+def _scores(
+    batch: Batch,
+    target: Target,
+    worth: Callable[[Prospect, Tensor], Tensor],
+    u: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+) -> Tensor:
+    """Scores of points (n, d), in blocks that bound the memory."""
+    size = max(64, _BLOCK // 4 // max(1, batch.pairs))
+    blocks = [slice(i, i + size) for i in range(0, len(u), size)]
+    scores = [worth(batch.prospect(batch.points(u[b], mean[:, b], variance[:, b]), target), u[b]) for b in blocks]
+    return torch.cat(scores) if scores else u.new_empty(0)
+
+
+def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int) -> int:
+    """Index of the largest fresh score, computed only where the stale one could still be the largest.
+
+    Fresh scores replace stale ones.
 
     Conditioning on a pick makes the other points less worth, as a rule, so stale scores are upper bounds (Minoux 1978,
-    lazy greedy). Up to ``chunk`` candidates this is the full search.
+    lazy greedy). Up to ``chunk`` candidates this is the full search. Scores of -inf are out of the question.
     """
-    order = stale.argsort(descending=True)
-    updated = stale.clone()
-    best, seen = -math.inf, order[:0]
-    for i in order.split(chunk):
-        if float(stale[i[0]]) <= best:
-            break
-        updated[i] = torch.where(stale[i].isneginf(), stale[i], fresh(i))
-        best = max(best, float(updated[i].max()))
-        seen = torch.cat([seen, i])
-    winner = int(seen[updated[seen].argmax()])
-    return winner, updated[winner], updated
+    order = stale.argsort(descending=True, stable=True)
+    order = order[~stale[order].isneginf()]
+    best, winner, start = -math.inf, -1, 0
+    while start < len(order) and float(stale[order[start]]) > best:
+        i = order[start : start + chunk]
+        stale[i] = now = fresh(i)
+        if now.max() > best:
+            best, winner = float(now.max()), int(i[now.argmax()])
+        start, chunk = start + chunk, 2 * chunk
+    return winner
 
 
 def _top(score: Tensor, best: int, n: int) -> Tensor:
@@ -313,21 +337,19 @@ def _top(score: Tensor, best: int, n: int) -> Tensor:
     return torch.unique(torch.cat([score.topk(min(n, len(score))).indices, torch.tensor([best])]))
 
 
-def _distinct(u: Tensor) -> Tensor:
-    """The rows without repetitions (snapped pools have many), sorted."""
-    return torch.unique(u, dim=0)
-
-
 #: Points nearer to one another than this (in each coordinate of the cube) are one point for the search: another look
 #: there teaches nothing new, and covariances of near-duplicates are close to singular.
 SEPARATION = 3e-4
+
+
+_EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def _not_taken(u: Tensor, taken: Tensor, gap: float = SEPARATION) -> Tensor:
     """Mask of the points that are not one of those asked before."""
     if not len(taken):
         return torch.ones(len(u), dtype=torch.bool)
-    return torch.cdist(u, taken, p=math.inf, compute_mode="donot_use_mm_for_euclid_dist").amin(1) > gap
+    return torch.cdist(u, taken, p=math.inf, compute_mode=_EXACT).amin(1) > gap
 
 
 def _exhausted(n: int, found: int) -> SpaceExhausted:
@@ -336,16 +358,13 @@ def _exhausted(n: int, found: int) -> SpaceExhausted:
     )
 
 
-def _candidates(pool: Tensor, interest: Tensor, free: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Part of the free pool: one third anywhere, two thirds drawn with probability proportional to the interest."""
-    keys = torch.rand(2, len(pool), generator=generator, dtype=pool.dtype).clamp_min(1e-300)[:, free]
-    pool, interest = pool[free], interest[free]
-    if not len(pool):
-        return pool
-    anywhere = keys[0].topk(min(n // 3, len(pool))).indices
+def _candidates(interest: Tensor, free: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Part of the free points: one third anywhere, two thirds drawn with probability proportional to the interest."""
+    keys = torch.rand(2, len(interest), generator=generator, dtype=interest.dtype).clamp_min(1e-300)[:, free]
+    anywhere = keys[0].topk(min(n // 3, len(free))).indices
     # Weighted sampling without replacement (Efraimidis and Spirakis 2006): largest log(uniform)/weight.
-    near = (keys[1].log() / (interest + 1e-9 * interest.max() + 1e-300)).topk(min(n - n // 3, len(pool))).indices
-    return pool[torch.unique(torch.cat([anywhere, near]))]
+    near = (keys[1].log() / (interest[free] + 1e-9)).topk(min(n - n // 3, len(free))).indices
+    return free[torch.unique(torch.cat([anywhere, near]))]
 
 
 def _around(centres: Tensor, space: ParameterSpace, taken: Tensor, shrink: int, generator: torch.Generator) -> Tensor:
@@ -375,16 +394,19 @@ def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator
     keys = torch.rand(len(points), generator=generator, dtype=points.dtype).clamp_min(1e-300).log() / weight
     order = keys.argsort(descending=True)
     worth = weight[order] > 1e-6 * weight.max()
-    ranked = order[worth if worth.sum() >= n else slice(None)].tolist()
+    ranked = order[worth if worth.sum() >= n else slice(None)]
+    ordered = points[ranked]
+    nearest = torch.full_like(keys[ranked], math.inf)  # distance of each to what was asked before
+    for block in taken.split(256) if len(taken) else ():
+        nearest = torch.minimum(nearest, torch.cdist(ordered, block, compute_mode=_EXACT).amin(1))
     radius = n ** (-1 / points.shape[1])
     while True:
+        free = nearest >= radius
         accepted: list[int] = []
-        others = taken
-        for i in ranked:
-            if len(others) and (others - points[i]).square().sum(1).min().sqrt() < radius:
-                continue
-            accepted.append(i)
-            others = torch.cat([others, points[i : i + 1]])
-            if len(accepted) == n:
-                return torch.tensor(accepted)
+        while len(accepted) < n and free.any():
+            accepted.append(int(free.byte().argmax()))
+            free &= (ordered - ordered[accepted[-1]]).square().sum(1).sqrt() >= radius
+            free[accepted[-1]] = False
+        if len(accepted) == n:
+            return ranked[torch.tensor(accepted, dtype=torch.long)]
         radius = radius * 0.8 if radius > 1e-6 else -1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,10 @@ class Posterior(ABC):
     @abstractmethod
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """Covariance (t, n, m) between f at a (n, d) and f at b (m, d)."""
+
+    @abstractmethod
+    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function b (m, d) -> `cross(b, a)` (t, m, n) for points a (n, d); the work on a is done once."""
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -68,7 +69,28 @@ class _Process(Posterior):
     white: Tensor
 
     def _k(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.kernel(a @ self.mix.T, b @ self.mix.T).to_dense()
+        """k(a, b), shape (n, m): GPyTorch's kernel, in place and in pieces that fit into the cache, for speed."""
+        base, amplitude = self.kernel.base_kernel, self._amplitude()
+        # -r^2/2 for RBF, 2 nu r^2 for Matern, by one product of matrices.
+        unit = -0.5 if isinstance(base, gpytorch.kernels.RBFKernel) else 2 * base.nu
+        metric = (self.mix / base.lengthscale[0][:, None]).T
+        x, y = ((p - 0.5) @ metric for p in (a, b))
+        one = torch.ones_like
+        left = unit * torch.cat([-2 * x, x.square().sum(1, True), one(x[:, :1])], 1)
+        right = torch.cat([y, one(y[:, :1]), y.square().sum(1, True)], 1).T
+        out = a.new_empty(len(a), len(b))
+        rows = max(1, 2**15 // max(1, len(b)))
+        for i in range(0, len(a), rows):
+            part = torch.mm(left[i : i + rows], right, out=out[i : i + rows])
+            if unit < 0:
+                part.clamp_max_(0.0).exp_().mul_(amplitude)
+                continue
+            s = part.clamp_min_(0.0).sqrt_()
+            decay = torch.neg(s).exp_()
+            # Matern 3/2: 1 + s; 5/2: 1 + s + s^2/3.
+            inner = amplitude if base.nu == 1.5 else torch.add(amplitude, s, alpha=float(amplitude) / 3)
+            torch.addcmul(amplitude, inner, s, out=part).mul_(decay)
+        return out
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised mean (n,) and L^-1 k(data, u)."""
@@ -88,8 +110,16 @@ class _Process(Posterior):
         return (self.shift + self.scale * m)[None], (self.scale**2 * (self._k(u, u) - v.T @ v))[None]
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
-        va, vb = solve(self.factor, self._k(self.u, a)), solve(self.factor, self._k(self.u, b))
-        return (self.scale**2 * (self._k(a, b) - va.T @ vb))[None]
+        return self.covariance_with(b)(a)
+
+    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        va = solve(self.factor, self._k(self.u, a))
+
+        def cross(b: Tensor) -> Tensor:
+            vb = solve(self.factor, self._k(self.u, b))
+            return torch.addmm(self._k(b, a), vb.T, va, alpha=-1).mul_(self.scale**2)[None]
+
+        return cross
 
     @property
     def noise(self) -> Tensor:
@@ -140,6 +170,11 @@ class Independent(Posterior):
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
         return torch.cat([p.cross(a, b) for p in self.parts])
+
+    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Posterior`."""
+        parts = [p.covariance_with(a) for p in self.parts]
+        return lambda b: torch.cat([cross(b) for cross in parts])
 
     @property
     def noise(self) -> Tensor:

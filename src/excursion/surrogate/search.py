@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -562,8 +562,17 @@ class ComposedProcess(Posterior):
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
-        va, vb = (solve(self.factor, _matrix(self.kernel, self.u, u)) for u in (a, b))
-        return (self.scale**2 * (_matrix(self.kernel, a, b) - va.T @ vb))[None]
+        return self.covariance_with(b)(a)
+
+    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Posterior`."""
+        va = solve(self.factor, _matrix(self.kernel, self.u, a))
+
+        def cross(b: Tensor) -> Tensor:
+            vb = solve(self.factor, _matrix(self.kernel, self.u, b))
+            return (self.scale**2 * (_matrix(self.kernel, b, a) - vb.T @ va))[None]
+
+        return cross
 
     @property
     def noise(self) -> Tensor:

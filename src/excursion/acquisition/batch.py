@@ -1,0 +1,188 @@
+"""The belief while the points of a batch are chosen one after the other: Gaussian algebra on covariances known once.
+
+References:
+    Chevalier, Ginsbourger, Emery, in Mathematics of Planet Earth (2014) 375: update formulae of kriging.
+    Ginsbourger, Le Riche, Carraro, in Computational Intelligence in Expensive Optimization Problems (2010) 131: the
+    kriging believer (section 4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..surrogate import Posterior
+from .criteria import Prospect
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is believed about f at b points before the batch, and what its k picks tell about them.
+
+    Attributes:
+        u: the points, (b, d).
+        mean, variance: of f before the batch, (t, b).
+        cross: covariance with the integration points before the batch, (t, b, m).
+        rows: L^-1 Cov(picks, points), see `Batch`, (t, k, b).
+    """
+
+    u: Tensor
+    mean: Tensor
+    variance: Tensor
+    cross: Tensor
+    rows: Tensor
+
+    def __getitem__(self, i: Tensor | slice) -> Points:
+        """Some of the points."""
+        return Points(self.u[i], self.mean[:, i], self.variance[:, i], self.cross[:, i], self.rows[:, :, i])
+
+
+class Batch:
+    """The picks so far and the belief at the integration points that they leave.
+
+    A pick is an observation to come: it shrinks variances and leaves means, as if the mean were seen (the kriging
+    believer). With L L^T = Cov(picks) + noise and rows = L^-1 Cov(picks, .), covariances are those before minus
+    rows^T rows.
+
+    Attributes:
+        picks: their points, (k, d).
+    """
+
+    def __init__(
+        self, posterior: Posterior, at: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, n: int
+    ) -> None:
+        """No picks yet.
+
+        Args:
+            posterior: the belief before the batch.
+            at: integration points, (m, d); m = 0 for criteria that do not look ahead.
+            mean, variance: of f there, (t, m).
+            weight: of the integration points, (m,).
+            n: how many picks there may be.
+        """
+        self._posterior, self._noise = posterior, posterior.noise
+        self._mean, self._variance, self._weight = mean, variance, weight
+        self._covariance = posterior.covariance_with(at) if len(at) else None
+        self._k = 0
+        self._picks = at.new_empty(n, at.shape[1])
+        self._factor = at.new_zeros(len(mean), n, n)
+        self._rows = at.new_empty(len(mean), n, len(at))
+
+    @property
+    def picks(self) -> Tensor:
+        """See the class."""
+        return self._picks[: self._k]
+
+    @property
+    def pairs(self) -> int:
+        """Covariances per candidate: tasks times integration points."""
+        return self._mean.numel()
+
+    def points(self, u: Tensor, mean: Tensor | None = None, variance: Tensor | None = None) -> Points:
+        """The belief at u (b, d); mean and variance (t, b) before the batch if they are known already."""
+        if mean is None or variance is None:
+            mean, variance = self._posterior.marginal(u)
+        cross = mean.new_empty(*mean.shape, 0) if self._covariance is None else self._covariance(u)
+        rows = mean.new_empty(len(mean), 0, len(u))
+        if self._k:
+            factor = self._factor[:, : self._k, : self._k]
+            rows = torch.linalg.solve_triangular(factor, self._posterior.cross(self.picks, u), upper=False)
+        return Points(u, mean, variance, cross, rows)
+
+    def prospect(self, points: Points, target: Target) -> Prospect:
+        """What a criterion sees of the points."""
+        cross = points.cross
+        if self._k and cross.shape[2]:
+            cross = torch.baddbmm(cross, points.rows.mT, self._rows[:, : self._k], alpha=-1)
+        return Prospect(
+            points.mean,
+            (points.variance - points.rows.square().sum(1)).clamp_min(1e-300),
+            self._noise,
+            target.levels,
+            target.weights,
+            self._mean,
+            self._variance,
+            self._weight,
+            cross.mT,
+            target.best,
+            target.sign,
+        )
+
+    def pick(self, points: Points, i: int) -> Tensor:
+        """Pick one of the points; returns the new last line of L, (t, k + 1), see `next_row`."""
+        k, row = self._k, points.rows[:, :, i]
+        self._factor[:, k, :k] = row
+        self._factor[:, k, k] = (points.variance[:, i] - row.square().sum(1)).clamp_min(0.0).add(self._noise).sqrt()
+        line = self._factor[:, k, : k + 1]
+        self._picks[k] = points.u[i]
+        self._rows[:, k] = new = next_row(line, points.cross[:, i], self._rows[:, :k])
+        self._variance = (self._variance - new.square()).clamp_min(1e-300)
+        self._k = k + 1
+        return line
+
+
+def next_row(line: Tensor, covariance: Tensor, rows: Tensor) -> Tensor:
+    """The row of L^-1 Cov(picks, points) that a new pick adds, (t, b): forward substitution.
+
+    Args:
+        line: of L, for the pick, (t, k + 1).
+        covariance: between the pick and the points before the batch, (t, b).
+        rows: those of the picks before, (t, k, b).
+    """
+    return (covariance - (line[:, None, :-1] @ rows)[:, 0]) / line[:, -1:]
+
+
+class Shortlist:
+    """The best candidates, whose covariances with the integration points and with each other are kept at hand.
+
+    Grows when a candidate further down the list is looked at, so that memory follows what the search looks at.
+    """
+
+    def __init__(self, batch: Batch, posterior: Posterior, u: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Nothing loaded yet.
+
+        Args:
+            batch: what is chosen so far.
+            posterior: the belief before the batch.
+            u: the candidates, (c, d), the best first.
+            mean, variance: of f there before the batch, (t, c).
+        """
+        self._batch, self._posterior = batch, posterior
+        self._all = (u, mean, variance)
+        self._loaded = batch.points(u[:0], mean[:, :0], variance[:, :0])
+        self._among = mean.new_empty(len(mean), 0, 0)
+
+    def __getitem__(self, i: Tensor | slice) -> Points:
+        """Some of the candidates."""
+        stop = len(self._all[0]) if isinstance(i, slice) else int(i.max()) + 1
+        if stop > len(self._loaded.u):
+            self._load(min(len(self._all[0]), max(stop, 64, len(self._loaded.u) * 3 // 2)))
+        return self._loaded[i]
+
+    def _load(self, stop: int) -> None:
+        u, mean, variance = self._all
+        old, start = self._loaded, len(self._loaded.u)
+        new = self._batch.points(u[start:stop], mean[:, start:stop], variance[:, start:stop])
+        cross = self._posterior.cross(new.u, u[:stop])
+        top = torch.cat([self._among, cross[:, :, :start].mT], 2)
+        self._among = torch.cat([top, cross], 1)
+        self._loaded = Points(
+            u[:stop],
+            mean[:, :stop],
+            variance[:, :stop],
+            torch.cat([old.cross, new.cross], 1),
+            torch.cat([old.rows, new.rows], 2),
+        )
+
+    def after(self, line: Tensor, i: int | None) -> None:
+        """Learn of the batch's last pick, candidate i or a point of its own, with its line of L."""
+        loaded = self._loaded
+        if i is not None:
+            covariance = self._among[:, i]
+        else:
+            covariance = self._posterior.cross(self._batch.picks[-1:], loaded.u)[:, 0]
+        row = next_row(line, covariance, loaded.rows)
+        self._loaded = replace(loaded, rows=torch.cat([loaded.rows, row[:, None]], 1))

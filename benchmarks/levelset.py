@@ -42,8 +42,10 @@ def one(name: str, batch: int, seed: int, budget: int, settings: dict) -> dict:
         n = len(campaign.trials)
         if n >= strategy.design(space.dim):
             with torch.no_grad():
-                mean = campaign.posterior().marginal(test_u)[0][0]
-            curve.append((n, float(((mean >= threshold) != truth).double().mean())))
+                belief = campaign.belief()
+                mean = belief.posterior.marginal(test_u)[0][0]
+            level = belief.problem.tasks[0].levels
+            curve.append((n, float(((mean >= level) != truth).double().mean())))
     return {"problem": name, "batch": batch, "seed": seed, "curve": curve, "seconds": seconds}
 
 

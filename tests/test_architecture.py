@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("surrogate", "store"),
     ("acquisition",),
+    ("belief",),
     ("campaign",),
     ("evaluators",),
     ("runner",),

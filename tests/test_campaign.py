@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from excursion.acquisition import SUR, ExclusionEntropy, Search, Sobol, Straddle
-from excursion.campaign import Campaign, Strategy, believe, evaluation_seed, observations, propose
+from excursion.belief import believe, observations
+from excursion.campaign import Campaign, Strategy, conditioned, evaluation_seed, propose
 from excursion.data import FINISHED, Outcome, Trial
 from excursion.errors import (
     DuplicateCampaign,
@@ -24,7 +25,7 @@ from excursion.errors import (
     UnknownCampaign,
     UnknownTrial,
 )
-from excursion.problem import Problem, Task
+from excursion.problem import TRANSFORMS, Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.store import MemoryStore
 from excursion.surrogate import GaussianProcess, KernelSearch
@@ -144,7 +145,8 @@ def test_failed_points_are_not_asked_again():
     u = SPACE.to_unit(SPACE.tensor([t.x for t in campaign.trials[7:]]))
     assert torch.nn.functional.pdist(u).min() > 0.02
     # For proposals they count as seen; what is reported does not pretend to know them.
-    wary, honest = (p.marginal(u)[1] for p in (believe(PROBLEM, STRATEGY, campaign.trials), campaign.posterior()))
+    belief = campaign.belief()
+    wary, honest = (p.marginal(u)[1] for p in (conditioned(belief, campaign.trials), belief.posterior))
     assert (wary < 0.7 * honest).all()
 
 
@@ -231,9 +233,11 @@ def test_trials_say_why_they_were_asked(url):
     assert (a.criterion, a.basis, a.after, b.after) == ("SUR", 6, 6, 6)
     assert a.score is not None
     assert a.score > 0
-    belief = believe(PROBLEM, STRATEGY, campaign.trials[:6])
-    mean, variance = belief.marginal(SPACE.to_unit(SPACE.tensor([a.x])))
-    p = torch.special.ndtr((mean[0] - 0.2) / variance[0].sqrt())
+    belief = believe(PROBLEM, STRATEGY.surrogate, campaign.trials[:6])
+    mean, variance = belief.posterior.marginal(SPACE.to_unit(SPACE.tensor([a.x])))
+    p = torch.special.ndtr((mean[0] - belief.problem.tasks[0].levels) / variance[0].sqrt())
+    assert a.belief == belief.summary()
+    assert a.belief["observed"]["transform"] in TRANSFORMS
     assert a.predicted["observed"] == pytest.approx(float(p), abs=1e-6)
     assert a.seed == evaluation_seed(3, 6)
     assert a.seed != b.seed
@@ -262,7 +266,7 @@ def test_observations_are_ordered_transformed_and_censored():
 
 
 def test_an_infinite_value_lies_beyond_everything_measured():
-    problem = Problem({"x": (0, 10)}, Task("f", 5.0))
+    problem = Problem({"x": (0, 10)}, Task("f", 5.0, "identity"))
     campaign = Campaign.create("memory://", "c", problem)
     for t, value in zip(campaign.add([{"x": float(i)} for i in range(5)]), [1.0, -math.inf, 1e300, math.inf, 2.0]):
         campaign.tell(t.number, value)
@@ -374,7 +378,7 @@ def test_too_little_for_a_belief():
     campaign = Campaign.create("memory://", "c", PROBLEM, STRATEGY)
     drive(campaign, 1)
     with pytest.raises(FitError, match="needs at least 2 observations, got 1"):
-        campaign.posterior()
+        campaign.belief()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,34 @@ def test_the_threshold_is_the_centre():
     assert Task("mu", 3.0, "log-tanh").levels.tolist() == [0.0]
     assert Task("mu", 3.0, "asinh", scale=0.1).levels.tolist() == [0.0]
     assert Task("mu", (1.0, 10.0, 100.0), "log-tanh").levels.tolist() == pytest.approx([math.tanh(-1), 0, math.tanh(1)])
-    assert Task("mu", (1.0, 2.0)).levels.tolist() == [1.0, 2.0]
+    assert Task("mu", (1.0, 2.0), "identity").levels.tolist() == [1.0, 2.0]
+    with pytest.raises(InvalidProblem, match="task 'mu': the transform must have been settled, got 'auto'"):
+        Task("mu", 1.0).levels  # noqa: B018
+
+
+def test_the_log_of_the_slope(transform):
+    y = torch.logspace(-1, 1, 30, dtype=torch.float64)
+    assert torch.allclose(transform.log_slope(y), transform.slope(y).log(), rtol=1e-9, atol=1e-12)
+
+
+def test_what_saturates_is_not_held_against_the_transform():
+    far = torch.tensor([1e100, 1e-100], dtype=torch.float64)
+    squash, log = Transform("log-tanh", 1.0).log_slope(far), Transform("log").log_slope(far)
+    assert torch.allclose(squash - log, torch.full((2,), -12.0, dtype=torch.float64))
+
+
+def test_the_transforms_that_values_allow():
+    def names(task, y):
+        return [t.transform for t in task.choices(torch.tensor(y, dtype=torch.float64))]
+
+    assert names(Task("f", 1.0), [0.5, 2.0]) == ["identity", "asinh", "log", "log-tanh"]
+    assert names(Task("f", 1.0), [0.5, math.inf]) == ["identity", "asinh", "log", "log-tanh"]
+    assert names(Task("f", 0.0), [0.5, 2.0]) == ["identity", "asinh"]
+    assert names(Task("f", 1.0), [-0.5, 2.0]) == ["identity", "asinh"]
+    assert names(Task("f", 1.0), [1.0, 1.0]) == ["identity", "log", "log-tanh"]
+    assert Task("f", 1.0).choices(torch.tensor([0.0, 4.0, 5.0, 1e300], dtype=torch.float64))[1].scale == pytest.approx(
+        3.5
+    )
 
 
 def test_problems_survive_json():

@@ -51,7 +51,7 @@ def write(path: Path, rows: list[dict[str, object]], delimiter: str = ",") -> Pa
 
 @pytest.fixture(scope="module")
 def found() -> excursion.Replay:
-    return replay(scan(), 1.0, parameters=["m", "g"], strategy=QUICK, batch=2)
+    return replay(scan(), 1.0, parameters=["m", "g"], transform="identity", strategy=QUICK, batch=2)
 
 
 # --- what is found

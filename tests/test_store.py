@@ -194,8 +194,8 @@ def test_the_database_itself_refuses_what_must_not_be(tmp_path):
     store.create("a", {})
     store.add("a", [POINT] * 2, after=0, seeds=[0, 1])
     store.finish("a", 0, Outcome.of(1.0))
-    columns = 'campaign, number, state, x, basis, "after", criterion, predicted, seed, told, outcome, asked'
-    row = "'complete', '{}', 0, 0, 'design', '{}', 0"
+    columns = 'campaign, number, state, x, basis, "after", criterion, predicted, belief, seed, told, outcome, asked'
+    row = "'complete', '{}', 0, 0, 'design', '{}', '{}', 0"
     with closing(sqlite3.connect(path)) as connection:
         for statement, why in [
             (f"INSERT INTO trial ({columns}) VALUES ('a', 0, {row}, 5, '{{}}', 0)", r"UNIQUE.*trial\.number"),

@@ -88,7 +88,7 @@ def test_hyperparameters_are_at_the_maximum_of_their_posterior():
         value = 0.5 * (y - beta) @ inverse @ (y - beta) + 0.5e-2 * beta**2 + 0.5 * np.linalg.slogdet(gram)[1]
         mu = math.sqrt(2) + 0.5 * math.log(2)
         value -= scipy.stats.lognorm.logpdf(ell, math.sqrt(3), scale=math.exp(mu)).sum()
-        value -= scipy.stats.lognorm.logpdf(amplitude2, 1.5)
+        value -= scipy.stats.lognorm.logpdf(amplitude2, 3)
         return value - scipy.stats.norm.logpdf(theta[3], math.log(1e-5), 4)
 
     best = np.array([*np.log(h["lengthscales"]), 2 * math.log(h["amplitude"] / sd), 2 * math.log(h["nugget"] / sd)])

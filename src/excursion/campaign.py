@@ -29,6 +29,7 @@ from .acquisition import (
 )
 from .acquisition.criteria import acquisition_to_json
 from .acquisition.search import _not_taken
+from .belief import Belief, believe, observations
 from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
 from .errors import (
     InvalidPoint,
@@ -148,52 +149,18 @@ def _whole(where: str, value: Any) -> int:
         raise InvalidStrategy(f"{where} must be a whole number, got {value!r}") from None
 
 
-def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
-    """The trials that hold values, as the surrogate sees them, in the order of their numbers.
-
-    An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
-    anything measured".
-    """
-    done = sorted((t for t in trials if t.state in INFORMATIVE and t.outcome), key=lambda t: t.number)
-    u = problem.space.to_unit(problem.space.tensor([t.x for t in done]))
-    columns, variances, sides = [], [], []
-    for task in problem.tasks:
-        outcomes = [t.outcome for t in done if t.outcome]
-        y = torch.tensor([o.values[task.name] for o in outcomes], dtype=torch.float64)
-        variance = torch.tensor([o.variances.get(task.name, 0.0) for o in outcomes], dtype=torch.float64)
-        side = torch.tensor(
-            [{"above": 1.0, "below": -1.0}.get(o.bounds.get(task.name, ""), 0.0) for o in outcomes],
-            dtype=torch.float64,
-        )
-        z = task.map(y)
-        # Squares and their products overflow beyond this: such a value says no more than an infinite one.
-        beyond = ~(z.abs() < 1e60)
-        side = torch.where(beyond & (side == 0), z.sign(), side)
-        finite = torch.cat([z[~beyond], task.levels])
-        finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
-        slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
-        columns.append(z.clamp(finite.min(), finite.max()))
-        variances.append(variance * slope**2)
-        sides.append(side)
-    levels = tuple(t.levels for t in problem.tasks)
-    return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)
-
-
-def believe(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> Posterior:
-    """The belief for proposals: fitted to the trials with values, conditioned on the others.
+def conditioned(belief: Belief, trials: Sequence[Trial]) -> Posterior:
+    """The belief for proposals: conditioned on the trials without values.
 
     Conditioning on a pending trial shrinks the variance around it as its value will. Failed trials are treated alike:
     another look at the same place would fail again, so nothing near is worth asking.
-
-    Raises:
-        FitError: fewer than two trials hold values.
     """
-    posterior = strategy.surrogate.fit(observations(problem, trials))
     blind = [t.x for t in trials if t.state not in INFORMATIVE]
-    if blind:
-        with torch.no_grad():
-            posterior = posterior.condition(problem.space.to_unit(problem.space.tensor(blind)))
-    return posterior
+    if not blind:
+        return belief.posterior
+    with torch.no_grad():
+        space = belief.problem.space
+        return belief.posterior.condition(space.to_unit(space.tensor(blind)))
 
 
 def target(problem: Problem, posterior: Posterior, observed: Tensor) -> Target:
@@ -242,7 +209,8 @@ def propose(
             u = _spread(among, taken, n, strategy.seed)
         return [Proposal(space.point(x), basis) for x in space.from_unit(u)]
 
-    posterior = believe(problem, strategy, trials)
+    belief = believe(problem, strategy.surrogate, trials)
+    problem, posterior = belief.problem, conditioned(belief, trials)
     # Every 1/exploration-th trial, counted by number so that batches of any size explore alike.
     explore = [_floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)]
     chosen: list[tuple[Tensor, str, float | None]] = []
@@ -276,8 +244,9 @@ def propose(
         for i, t in enumerate(problem.tasks)
         if t.thresholds
     }
+    summary = belief.summary()
     return [
-        Proposal(space.point(x), basis, criterion, score, {name: float(p[i]) for name, p in above.items()})
+        Proposal(space.point(x), basis, criterion, score, {name: float(p[i]) for name, p in above.items()}, summary)
         for i, (x, (_, criterion, score)) in enumerate(zip(space.from_unit(points), chosen))
     ]
 
@@ -632,15 +601,15 @@ class Campaign:
             return value
         return Outcome.of(value if isinstance(value, Mapping) else {self.problem.tasks[0].name: value})
 
-    def posterior(self) -> Posterior:
-        """The belief from what is known now; pending points play no part.
+    def belief(self) -> Belief:
+        """What is believed from what is known now; pending points play no part.
 
         Raises:
             FitError: fewer than two trials hold values.
         """
-        data = observations(self.problem, self.trials)
-        with one_thread(len(data)):
-            return self.strategy.surrogate.fit(data)
+        trials = self.trials
+        with one_thread(len(trials)):
+            return believe(self.problem, self.strategy.surrogate, trials)
 
     def status(self) -> Status:
         """Counts, what is left to do, and whether the thresholds are crossed or which value is best."""
@@ -648,15 +617,19 @@ class Campaign:
         counts: dict[str, int] = {}
         for t in trials:
             counts[t.state] = counts.get(t.state, 0) + 1
-        data = observations(problem, trials)
-        enough = len(data) >= max(2, self.strategy.design(problem.space.dim))
-        with one_thread(len(data)):
-            posterior = self.strategy.surrogate.fit(data) if enough else None
-            left = {} if posterior is None else remaining(problem, posterior, data)
-            notes = () if posterior is None else one_sided(problem, posterior, data)
+        left: Mapping[str, float] = {}
+        notes: tuple[str, ...] = ()
+        if sum(t.state in INFORMATIVE for t in trials) >= max(2, self.strategy.design(problem.space.dim)):
+            with one_thread(len(trials)):
+                belief = believe(problem, self.strategy.surrogate, trials)
+                data = observations(belief.problem, trials)
+                left = remaining(belief.problem, belief.posterior, data)
+                notes = one_sided(belief.problem, belief.posterior, data)
         if problem.sign:
             return Status(self.name, counts, left, {}, notes, best_trial(problem, trials))
-        sides = {task.name: _sides(data, i, task.levels) for i, task in enumerate(problem.tasks)}
+        plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))
+        seen = observations(plain, trials)
+        sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
         return Status(self.name, counts, left, crossed, notes)
 

@@ -136,6 +136,7 @@ class Proposal:
         criterion: name of what chose it ("design", "SUR", ...).
         score: the criterion's value, larger is better; None for a design point.
         predicted: task name -> probability that the value is at or above its (first) threshold, when it was chosen.
+        belief: task name -> how the belief behind it was made: transform, its scale, temperature.
     """
 
     x: Mapping[str, float]
@@ -143,6 +144,7 @@ class Proposal:
     criterion: str = "design"
     score: float | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
+    belief: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Trial:
 
     Attributes:
         number: 0, 1, 2, ... in the order of asking; with the campaign's name the primary key.
-        x, basis, criterion, score, predicted: see `Proposal`.
+        x, basis, criterion, score, predicted, belief: see `Proposal`.
         after: how many trials existed when it was asked; trials of one batch share it.
         state: see `State`; finished states never change.
         told: order of completion 0, 1, 2, ...; None while pending.
@@ -168,6 +170,7 @@ class Trial:
     criterion: str = "design"
     score: float | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
+    belief: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     state: State = "queued"
     told: int | None = None
     outcome: Outcome | None = None

@@ -80,9 +80,27 @@ class Transform:
             case "log":
                 return 1 / y
             case "asinh":
-                return 1 / ((y - self.center) ** 2 + self.scale**2).sqrt()
+                return 1 / torch.hypot(y - self.center, torch.full_like(y, self.scale))  # no overflow
             case "log-tanh":
                 return (1 - self(y) ** 2) / (y * math.log(10))
+
+    def log_slope(self, y: Tensor) -> Tensor:
+        """ln dg/dy, (n,); for "log-tanh" at least that of "log" minus 12.
+
+        Far from the threshold "log-tanh" declares values to be alike: what happens there is not held against it.
+        """
+        match self.name:
+            case "identity":
+                return torch.zeros_like(y)
+            case "log":
+                return -y.log()
+            case "asinh":
+                return self.slope(y).log()
+            case "log-tanh":
+                t = (y / self.center).log10().abs()
+                # ln sech^2 t = 2 (ln 2 - t - ln(1 + e^-2t))
+                squash = 2 * (math.log(2) - t - torch.log1p(torch.exp(-2 * t))) - math.log(math.log(10))
+                return squash.clamp_min(-12.0) - y.log()
 
     def inverse(self, z: Tensor) -> Tensor:
         """The y with g(y) = z; infinite where z lies beyond the range of g."""
@@ -105,7 +123,7 @@ class Task:
         name: as in the outcomes' values.
         thresholds: ascending; the level sets {f = T} that are sought. A bare number is accepted. None, (), where an
             optimum is sought.
-        transform: see `Transform`.
+        transform: see `Transform`; "auto" (default) is whichever predicts the data best, chosen anew as they come in.
         scale: the scale of the "asinh" transform, in the task's units.
         weight: importance of this task's level set relative to the others.
         unit: for labels.
@@ -114,7 +132,7 @@ class Task:
 
     name: str = "f"
     thresholds: tuple[float, ...] = (0.0,)
-    transform: TransformName = "identity"
+    transform: TransformName | Literal["auto"] = "auto"
     scale: float = 1.0
     weight: float = 1.0
     unit: str = ""
@@ -142,7 +160,7 @@ class Task:
         object.__setattr__(self, "thresholds", thresholds)
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise InvalidProblem(f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}")
-        if self.map.positive and min(thresholds, default=1.0) <= 0:
+        if self.transform != "auto" and self.map.positive and min(thresholds, default=1.0) <= 0:
             raise InvalidProblem(
                 f"task {self.name!r}: transform {self.transform!r} needs positive thresholds, got {thresholds}. "
                 "Use 'identity' or 'asinh'"
@@ -150,9 +168,36 @@ class Task:
 
     @property
     def map(self) -> Transform:
-        """The transform, centred on the (middle) threshold; on 0 without one."""
-        center = self.thresholds[len(self.thresholds) // 2] if self.thresholds else 0.0
-        return Transform(self.transform, center, self.scale)
+        """The transform, centred on the (middle) threshold; on 0 without one.
+
+        Raises:
+            InvalidProblem: the transform is "auto" and has not been settled.
+        """
+        if self.transform == "auto":
+            raise InvalidProblem(
+                f"task {self.name!r}: the transform must have been settled, got 'auto'. "
+                "Take the task of a belief or a result (their `problem`), or name a transform"
+            )
+        return Transform(self.transform, self._center, self.scale)
+
+    @property
+    def _center(self) -> float:
+        return self.thresholds[len(self.thresholds) // 2] if self.thresholds else 0.0
+
+    def choices(self, y: Tensor) -> tuple[Task, ...]:
+        """This task under each transform that the values y (n,) allow, the simplest first.
+
+        The scale of "asinh" is the median distance of the finite values from the threshold. Logarithms need positive
+        values and thresholds. Without a threshold (an optimum is sought) there is nothing to centre on: identity.
+        """
+        names: list[tuple[TransformName, float]] = [("identity", 1.0)]
+        finite = y[y.isfinite()]
+        distance = float((finite - self._center).abs().quantile(0.5)) if len(finite) else 0.0
+        if self.thresholds and math.isfinite(distance) and distance > 0:
+            names.append(("asinh", distance))
+        if min(self.thresholds, default=0.0) > 0 and bool((y > 0).all()):
+            names += [("log", 1.0), ("log-tanh", 1.0)]
+        return tuple(replace(self, transform=name, scale=scale) for name, scale in names)
 
     def threshold(self, given: float | None = None) -> float:
         """The threshold that is meant, checked as one of the task's own would be; without one the first of these.
@@ -251,7 +296,7 @@ class Problem:
             )
         for task in self.tasks:
             value = outcome.values[task.name]
-            if task.map.positive and not value > 0:
+            if task.transform != "auto" and task.map.positive and not value > 0:
                 raise InvalidOutcome(
                     f"outcome of task {task.name!r}: transform {task.transform!r} needs positive values, "
                     f"got {value!r}. Tell a failure, or use the transform 'identity' or 'asinh'"

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from . import levelset
-from .campaign import Campaign, Strategy, best_trial, observations, one_sided
+from .belief import believe, observations
+from .campaign import Campaign, Strategy, best_trial, one_sided
 from .contours import Contour, Slice, trace
 from .data import INFORMATIVE, Outcome, Trial
 from .errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
@@ -51,7 +52,7 @@ class Result:
     """The belief about the level sets, or the optimum, after a search.
 
     Attributes:
-        problem: what was searched.
+        problem: what was searched; its transforms are those of the posterior.
         posterior: the belief, on the unit cube and on transformed values.
         history: the trials behind it.
     """
@@ -68,15 +69,15 @@ class Result:
             FitError: fewer than two trials hold values.
         """
         trials = campaign.trials
-        known = observations(campaign.problem, trials)
-        if len(known) < 2:
+        known = sum(t.state in INFORMATIVE for t in trials)
+        if known < 2:
             raise FitError(
-                f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {len(known)} of "
+                f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {known} of "
                 f"{len(trials)}. Evaluate more points; {_reasons(trials)}"
             )
-        with one_thread(len(known)):
-            posterior = campaign.strategy.surrogate.fit(known)
-        return cls(campaign.problem, posterior, tuple(trials))
+        with one_thread(known):
+            belief = believe(campaign.problem, campaign.strategy.surrogate, trials)
+        return cls(belief.problem, belief.posterior, tuple(trials))
 
     def __repr__(self) -> str:
         names, tasks = ", ".join(self.problem.space.names), ", ".join(self.problem.task_names)
@@ -305,7 +306,7 @@ def find_level_set(
     seed: int = 0,
     design_size: int | None = None,
     constraints: Sequence[Any] = (),
-    transform: str = "identity",
+    transform: str = "auto",
     goal: float | None = None,
     strategy: Strategy | None = None,
     store: Store | str = "memory://",
@@ -331,7 +332,7 @@ def find_level_set(
         seed: fixes the result.
         design_size: space-filling evaluations before the criterion takes over; by default 4 + 2 d.
         constraints: expressions in the parameters' names, such as "m_slepton - m_chi > 20"; added to the space's.
-        transform: "identity", "log", "asinh" or "log-tanh"; see `Transform`.
+        transform: "auto", "identity", "log", "asinh" or "log-tanh"; see `Transform`.
         goal: stop early when the expected misclassified fraction of the volume stays at or below this.
         strategy: everything else; ``seed`` and ``design_size`` replace its own.
         store: where to keep the trials, "memory://", a file or a database URL. An existing campaign of the same name

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .campaign import Strategy, observations, propose
+from .belief import believe
+from .campaign import Strategy, propose
 from .constraint import Constraint
 from .data import Outcome, Trial
 from .errors import InvalidOutcome, InvalidStrategy, InvalidTable
@@ -195,12 +196,12 @@ class _Scan:
     def error(self, strategy: Strategy, rows: Sequence[int]) -> float | None:
         """The misclassified fraction when these rows are known; None before a belief can be fitted."""
         trials = [self.trial(row, i, 0) for i, row in enumerate(rows)]
-        data = observations(self.problem, trials)
-        if len(data) < 2:
+        if sum(self.valued[list(rows)]) < 2:
             return None
-        level = float(self.problem.tasks[0].levels[0])
-        with torch.no_grad(), one_thread(len(data)):
-            mean = strategy.surrogate.fit(data).marginal(self.u)[0][0].numpy()
+        with torch.no_grad(), one_thread(len(trials)):
+            belief = believe(self.problem, strategy.surrogate, trials)
+            level = float(belief.problem.tasks[0].levels[0])
+            mean = belief.posterior.marginal(self.u)[0][0].numpy()
         wrong = (mean >= level) != self.above
         wrong[list(rows)] = False
         return float(wrong[self.valued].mean())

@@ -229,7 +229,7 @@ class _Top(pydantic.BaseModel):
 class _Task(pydantic.BaseModel):
     model_config = _CONFIG
     threshold: float | list[float] = []
-    transform: TransformName = "identity"
+    transform: TransformName | Literal["auto"] = "auto"
     scale: float = 1.0
     weight: float = 1.0
     unit: str = ""

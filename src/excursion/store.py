@@ -41,7 +41,7 @@ from .errors import (
 __all__ = ["SCHEMA", "Event", "MemoryStore", "SqlStore", "Store", "open_store", "this_process"]
 
 #: Version of the tables below; a store of another version is refused, never converted silently.
-SCHEMA = 1
+SCHEMA = 2
 #: Seconds a transaction waits for those of other processes before it gives up.
 PATIENCE = 30.0
 _NAME_LENGTH = 200
@@ -251,6 +251,7 @@ def _queued(name: str, proposals: Sequence[Proposal], after: int, seeds: Sequenc
                 criterion=proposal.criterion,
                 score=score,
                 predicted={key: float(value) for key, value in proposal.predicted.items()},
+                belief={key: dict(value) for key, value in proposal.belief.items()},
                 seed=operator.index(seed),
                 asked=now,
             )
@@ -414,7 +415,7 @@ class MemoryStore(Store):
 def _copy(trial: Trial) -> Trial:
     """A trial whose dictionaries the caller may change without changing the store."""
     kept = trial.outcome and _outcome(_outcome_json("trial", trial.outcome))
-    return replace(trial, x=dict(trial.x), predicted=dict(trial.predicted), outcome=kept)
+    return replace(trial, x=dict(trial.x), predicted=dict(trial.predicted), belief=dict(trial.belief), outcome=kept)
 
 
 def _duplicate(where: str, name: str) -> DuplicateCampaign:
@@ -446,6 +447,7 @@ _trial = sa.Table(
     sa.Column("criterion", sa.Text, nullable=False),
     sa.Column("score", sa.Double),
     sa.Column("predicted", sa.Text, nullable=False),
+    sa.Column("belief", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("told", sa.Integer),
     sa.Column("outcome", sa.Text),
@@ -491,6 +493,7 @@ def _trial_of(row: Any) -> Trial:
         criterion=row.criterion,
         score=row.score,
         predicted=json.loads(row.predicted),
+        belief=json.loads(row.belief),
         state=row.state,
         told=row.told,
         outcome=_outcome(row.outcome),
@@ -514,6 +517,7 @@ def _to_row(name: str, trial: Trial) -> dict[str, Any]:
         "criterion": trial.criterion,
         "score": trial.score,
         "predicted": json.dumps(trial.predicted),
+        "belief": json.dumps(trial.belief),
         "seed": trial.seed,
         "asked": trial.asked,
     }

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from .. import levelset
-from ..campaign import observations, uncertainty
+from ..belief import observations
+from ..campaign import uncertainty
 from ..contours import Slice, trace
 from ..data import INFORMATIVE, Trial
 from ..errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, StoreError

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from ..errors import ShapeError
 
-__all__ = ["RECIPES", "GaussianProcess", "KernelSearch", "Observations", "Posterior", "Surrogate", "search_kernel"]
+__all__ = [
+    "RECIPES",
+    "GaussianProcess",
+    "KernelSearch",
+    "Observations",
+    "Posterior",
+    "Surrogate",
+    "Tempered",
+    "search_kernel",
+    "telling",
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,8 @@ class Surrogate(ABC):
         """Settings as JSON-compatible data."""
 
 
-from .exact import GaussianProcess  # noqa: E402  (the abstractions above come first)
+from .exact import GaussianProcess, telling  # noqa: E402  (the abstractions above come first)
+from .joined import Tempered  # noqa: E402
 from .search import KernelSearch, search_kernel  # noqa: E402
 
 #: Recipes that a strategy's JSON may name.

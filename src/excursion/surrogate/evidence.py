@@ -28,6 +28,8 @@ import torch
 from ..errors import FitError
 from .linalg import cholesky
 
+#: Names of the correlations.
+KERNELS = ("matern52", "matern32", "rbf")
 #: (log length scale for d = 1, log amplitude^2, log nugget) where the search starts.
 STARTS = (
     (math.log(0.4), 0.0, math.log(1e-4)),
@@ -39,7 +41,7 @@ STARTS = (
 #: limits some per cent.
 NUGGET_PRIOR = (math.log(1e-5), 4.0)
 #: Mean and standard deviation of the normal prior on the log amplitude^2 (standardised values).
-AMPLITUDE_PRIOR = (0.0, 1.5)
+AMPLITUDE_PRIOR = (0.0, 3.0)
 #: Of the normal prior on the entries of W: a difference of two parameters with like ranges has -1.
 TILT_PRIOR = (0.0, 1.0)
 #: Precision of the normal prior on the coefficients of the mean.

@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,8 @@ with warnings.catch_warnings():
 from ..errors import FitError, InvalidStrategy
 from . import Observations, Posterior, Surrogate
 from .censored import censored_sites
-from .evidence import RIDGE, STARTS, Evidence, first_guesses, split
+from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, split
+from .joined import Independent, Mixture
 from .linalg import cholesky, solve
 
 
@@ -152,63 +154,19 @@ class _Process(Posterior):
 
 
 @dataclass(frozen=True)
-class Independent(Posterior):
-    """Several tasks that tell nothing about each other."""
-
-    parts: tuple[Posterior, ...]
-
-    def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Posterior`."""
-        means, variances = zip(*(p.marginal(u) for p in self.parts))
-        return torch.cat(means), torch.cat(variances)
-
-    def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Posterior`."""
-        means, covariances = zip(*(p.joint(u) for p in self.parts))
-        return torch.cat(means), torch.cat(covariances)
-
-    def cross(self, a: Tensor, b: Tensor) -> Tensor:
-        """See `Posterior`."""
-        return torch.cat([p.cross(a, b) for p in self.parts])
-
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
-        """See `Posterior`."""
-        parts = [p.covariance_with(a) for p in self.parts]
-        return lambda b: torch.cat([cross(b) for cross in parts])
-
-    @property
-    def noise(self) -> Tensor:
-        """See `Posterior`."""
-        return torch.cat([p.noise for p in self.parts])
-
-    def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:
-        """See `Posterior`."""
-        columns = [slice(i, i + 1) for i in range(len(self.parts))]
-        return Independent(
-            tuple(
-                p.condition(u, None if z is None else z[:, c], None if variance is None else variance[:, c])
-                for p, c in zip(self.parts, columns)
-            )
-        )
-
-    @property
-    def hyperparameters(self) -> tuple[dict[str, Any], ...]:
-        """See `Posterior`."""
-        return tuple(h for p in self.parts for h in p.hyperparameters)
-
-
-@dataclass(frozen=True)
 class GaussianProcess(Surrogate):
-    """Exact Gaussian process, one per task, float64, hyperparameters at a maximum of their posterior.
+    """Exact Gaussian process, one per task, float64, hyperparameters at maxima of their posterior.
 
     Attributes:
-        kernel: "matern52", "matern32" or "rbf"; "auto" (default) is whichever Matern kernel predicts the class of
-            held-out observations better (or, without thresholds, has the higher posterior).
+        kernel: "matern52", "matern32" or "rbf"; "auto" (default) tries all three.
         metric: "ard": one length scale per parameter; "full": a general metric, which sees that a function depends on
-            m1 - m2, say; "auto": whichever predicts better, likewise (see `evidence`).
+            m1 - m2, say; "auto": tries both (see `evidence`).
         mean: "constant" or "linear"; its coefficients are profiled out (generalised least squares).
         restarts: starting points of the L-BFGS search (1 to 4).
         max_iter: iterations per start.
+        average: weigh the explanations that were found (kernels, metrics, maxima) by how well they predict the class of
+            held-out observations; False: take the best. With few data several explain them equally well, and a single
+            one is overconfident.
     """
 
     kernel: Literal["auto", "matern52", "matern32", "rbf"] = "auto"
@@ -216,9 +174,10 @@ class GaussianProcess(Surrogate):
     mean: Literal["constant", "linear"] = "constant"
     restarts: int = 2
     max_iter: int = 80
+    average: bool = True
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("auto", "matern52", "matern32", "rbf") or self.mean not in ("constant", "linear"):
+        if self.kernel not in ("auto", *KERNELS) or self.mean not in ("constant", "linear"):
             raise InvalidStrategy(
                 "Gaussian process: kernel must be auto, matern52, matern32 or rbf and mean constant or linear, got "
                 f"kernel={self.kernel!r}, mean={self.mean!r}"
@@ -235,88 +194,184 @@ class GaussianProcess(Surrogate):
         """Settings as JSON-compatible data."""
         return {"type": "GaussianProcess", **asdict(self)}
 
-    @torch.no_grad()
     def fit(self, data: Observations) -> Posterior:
         """Fit each task on its own; see `Surrogate.fit`."""
+        parts = [belief for belief, _ in self._each(data)]
+        return parts[0] if len(parts) == 1 else Independent(tuple(parts))
+
+    def scores(self, data: Observations) -> list[float]:
+        """Per task how well the best explanation predicts the class of held-out observations, plus `DENSITY` times
+        the log posterior density of the values z; larger is better.
+
+        Comparable between monotone transforms of the same values once `DENSITY` times the log of the Jacobian,
+        sum_i ln dz_i/dy_i, is added.
+        """
+        return [score for _, score in self._each(data)]
+
+    @torch.no_grad()
+    def _each(self, data: Observations) -> list[tuple[Posterior, float]]:
         if len(data) < 2:
             raise FitError(f"Gaussian process: needs at least 2 observations, got {len(data)}. Evaluate more points")
         thresholds = data.levels or (torch.zeros(0, dtype=torch.float64),) * data.z.shape[1]
-        parts = [
+        return [
             _remembered(self, len(data), *(a.numpy().tobytes() for a in (data.u, z, variance, side, levels)))
             for z, variance, side, levels in zip(data.z.T, data.variance.T, data.side.T, thresholds)
         ]
-        return parts[0] if len(parts) == 1 else Independent(tuple(parts))
 
-    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> Posterior:
-        """The belief about one task from values z (n,), their variances and sides, and its thresholds (k,)."""
+    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> tuple[Posterior, float]:
+        """The belief about one task from values z (n,), variances, sides and its thresholds (k,); and its score."""
         shift = z.mean()
         spread = (z - shift).abs().max()
         if spread > 1e-12 * shift.abs():
             scale = spread * ((z - shift) / spread).square().mean().sqrt()  # squares of tiny numbers underflow
         else:  # constant so far: nothing to standardise by but its own size
             scale = shift.abs() if shift != 0 else torch.ones_like(shift)
-        y, known = (z - shift) / scale, variance / scale**2
-        values, noise = y, known  # of the Gaussian observations that are fitted: sites where censored
-        sites = torch.zeros_like(y)
-        name, theta = "", np.empty(0)
-        for _ in range(3 if side.any() else 1):
-            # Censored: the gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are
-            # alternated; the first round takes the bounds as values.
-            data = (u, _basis(u, self.mean), values, noise, 1 - sites)
-            arrays = [t.numpy() for t in data]
-            if not name:
-                name, theta = self._choose(arrays, ((levels - shift) / scale).numpy(), side.numpy())
-            else:
-                theta, _ = Evidence(name, *arrays).polished(theta, self.max_iter)
-            lengths, mixing, amplitude, learned = split(theta, u.shape[1])
-            kernel, mix = _kernel(name, lengths, amplitude), torch.from_numpy(mixing)
-            nugget = torch.tensor(learned, dtype=u.dtype)
-            gram = kernel(u @ mix.T, u @ mix.T).to_dense()
-            if side.any():
-                beta = _profile(gram + torch.diag(noise + (1 - sites) * nugget), u, values, self.mean)[2]
-                values, noise = censored_sites(gram, _basis(u, self.mean) @ beta, y, known + nugget, side)
-                sites = side.abs()
-                noise = torch.where(side == 0, known, noise)
-        factor, white, beta = _profile(gram + torch.diag(noise + (1 - sites) * nugget), u, values, self.mean)
-        exact = known[side == 0]
-        typical = exact.mean() if len(exact) else torch.zeros_like(shift)
-        return _Process(kernel, mix, self.mean, beta, shift, scale, nugget, typical, u, factor, white)
+        y, known, thresholds = (z - shift) / scale, variance / scale**2, ((levels - shift) / scale).numpy()
+        exact = side == 0
+        data = _Standardised(u, y, known, (~exact).to(u.dtype), self.mean)
+        found = self._explanations(data, thresholds, side.numpy())
+        score = found[0].score - DENSITY * float(exact.sum() * scale.log())
+        if not exact.all():
+            # The gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are alternated;
+            # the explanations were sought with the bounds as values.
+            best = found[0]
+            for _ in range(2):
+                data = data.with_sites(best, y, known, side)
+                best = best.polished(data, self.max_iter)
+            found = [best, *(other.polished(data, self.max_iter) for other in found[1:])]
+            data = data.with_sites(best, y, known, side)
+        typical = known[exact].mean() if exact.any() else torch.zeros_like(shift)
+        parts = tuple(data.process(e, shift, scale, typical) for e in found)
+        weights = np.exp(np.array([e.weight for e in found]))
+        belief = parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
+        return belief, score
 
-    def _choose(self, arrays: list[np.ndarray], levels: np.ndarray, side: np.ndarray) -> tuple[str, np.ndarray]:
-        """Kernel and hyperparameters among the maxima of the posterior that predict the class of held-out points best.
+    def _explanations(self, data: _Standardised, levels: np.ndarray, side: np.ndarray) -> list[_Explanation]:
+        """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average` and few data.
 
-        The score is sum_i ln P(class of i | all others) over observations and thresholds, plus a fifth of the log
+        The score is sum_i ln P(class of i | all others) over observations and thresholds, plus `DENSITY` times the log
         posterior, which decides where the classes do not. Where a function has a cliff, the highest maximum is often
         one that is rough everywhere and gets the class wrong between the points.
+
+        Among many data, maxima are sought with `FEW` of them, half near the threshold, and followed with `SOME`.
         """
-        u, y = arrays[0], arrays[2]
-        names = ("matern52", "matern32") if self.kernel == "auto" else (self.kernel,)
-        guesses = first_guesses(u.shape[1], self.restarts)
-        found = [
-            (name, theta, value)
-            for name in names
-            for theta, value in Evidence(name, *arrays).modes(self.metric, guesses, self.max_iter)
-        ]
-        if len(found) == 1:
-            return found[0][0], found[0][1]
+        d = data.u.shape[1]
+        names = KERNELS if self.kernel == "auto" else (self.kernel,)
+        guesses = first_guesses(d, self.restarts)
+        few, some = (telling(data.y.numpy(), levels, n) for n in (FEW, SOME))
+        found: list[_Explanation] = []
+        for name in names:
+            evidence = Evidence(name, *data.arrays(few))
+            for theta, value in evidence.modes(self.metric, guesses, self.max_iter):
+                same = any(e.name == name and abs(e.value - value) < 1e-3 for e in found)
+                if not same:
+                    found.append(_Explanation(name, theta, value).scored(evidence, levels, side[few]))
+        found.sort(key=lambda e: -e.score)
+        if len(some) > len(few):
+            followed = []
+            for e in found[:3]:
+                evidence = Evidence(e.name, *data.arrays(some))
+                theta, value = evidence.polished(e.theta, 15)
+                followed.append(_Explanation(e.name, theta, value).scored(evidence, levels, side[some]))
+            found = sorted(followed, key=lambda e: -e.score)
+        if not self.average or len(data.y) >= 10 * d:
+            return found[:1]
+        # Held-out classes are correlated: their product would trust the winner too much.
+        flat = TEMPER if len(levels) else 1 / DENSITY
+        found = [replace(e, weight=flat * (e.score - found[0].score)) for e in found]
+        return [e for e in found[:MOST] if e.weight > math.log(LEAST)]
 
-        def score(candidate: tuple[str, np.ndarray, float]) -> float:
-            name, theta, value = candidate
-            mean, variance = Evidence(name, *arrays).held_out(theta)
-            total = -0.2 * value
-            for level in levels:
-                # A bound tells the class only if it lies on the far side of the threshold.
-                known = np.where(side == 0, True, np.where(side > 0, y >= level, y <= level))
-                sign = np.where((side > 0) | ((side == 0) & (y >= level)), 1.0, -1.0)
-                total += np.maximum(log_ndtr(sign * (mean - level) / np.sqrt(variance)), -14.0)[known].sum()
-            return float(total)
 
-        best = max(found, key=score)
-        return best[0], best[1]
+#: Weight of the log posterior beside the log probability of held-out classes.
+DENSITY = 0.3
+#: A smooth kernel claims to know more between the points, and must earn it: log prior odds against. Without them it
+#: wins too early on functions with fine structure; with them it still wins wherever a function is smooth.
+HANDICAP = {"rbf": 3.0}
+#: Weight of explanations: exp(TEMPER * score).
+TEMPER = 1.0
+#: Explanations that weigh less than this part of the best one are left out, and all beyond so many.
+LEAST, MOST = 0.05, 4
+#: Maxima are sought with so many observations, and followed with so many.
+FEW, SOME = 64, 256
 
 
-@functools.lru_cache(maxsize=16)
-def _remembered(recipe: GaussianProcess, n: int, *data: bytes) -> Posterior:
+def telling(y: np.ndarray, levels: np.ndarray, n: int) -> np.ndarray:
+    """Indices of at most n observations, ascending: half are the nearest to a threshold by rank, half spread evenly."""
+    if len(y) <= n:
+        return np.arange(len(y))
+    near = np.zeros(0, dtype=int)
+    if len(levels):
+        rank = np.argsort(np.argsort(y, kind="stable"), kind="stable")
+        crossings = np.searchsorted(np.sort(y), levels) - 0.5
+        near = np.argsort(np.abs(rank[:, None] - crossings).min(1), kind="stable")[: n // 2]
+    others = np.setdiff1d(np.arange(len(y)), near)
+    spread = others[np.linspace(0, len(others) - 1, n - len(near)).round().astype(int)]
+    return np.sort(np.concatenate([near, spread]))
+
+
+@dataclass(frozen=True)
+class _Explanation:
+    """A kernel with its hyperparameters at a maximum of their posterior."""
+
+    name: str
+    theta: np.ndarray
+    value: float  # negative log posterior
+    score: float = -math.inf
+    weight: float = 0.0  # log, relative to the best
+
+    def scored(self, evidence: Evidence, levels: np.ndarray, side: np.ndarray) -> _Explanation:
+        mean, variance = evidence.held_out(self.theta)
+        y, total = evidence.y, -DENSITY * self.value - HANDICAP.get(self.name, 0.0)
+        for level in levels:
+            # A bound tells the class only if it lies on the far side of the threshold.
+            known = np.where(side == 0, True, np.where(side > 0, y >= level, y <= level))
+            sign = np.where((side > 0) | ((side == 0) & (y >= level)), 1.0, -1.0)
+            total += np.maximum(log_ndtr(sign * (mean - level) / np.sqrt(variance)), -14.0)[known].sum()
+        return replace(self, score=float(total))
+
+    def polished(self, data: _Standardised, max_iter: int) -> _Explanation:
+        evidence = Evidence(self.name, *data.arrays(slice(None)))
+        theta, value = evidence.polished(self.theta, max_iter)
+        return replace(self, theta=theta, value=value)
+
+
+@dataclass(frozen=True)
+class _Standardised:
+    """Gaussian observations of one task in standardised units; those with ``site`` 1 stand for bounds."""
+
+    u: Tensor
+    y: Tensor
+    noise: Tensor
+    site: Tensor
+    mean: str
+
+    def arrays(self, index: np.ndarray | slice) -> list[np.ndarray]:
+        """What `Evidence` needs of some of the observations."""
+        u = self.u[index]
+        return [t.numpy() for t in (u, _basis(u, self.mean), self.y[index], self.noise[index], 1 - self.site[index])]
+
+    def _gram(self, e: _Explanation) -> tuple[gpytorch.kernels.Kernel, Tensor, Tensor, Tensor]:
+        lengths, mixing, amplitude, learned = split(e.theta, self.u.shape[1])
+        kernel, mix = _kernel(e.name, lengths, amplitude), torch.from_numpy(mixing)
+        return kernel, mix, torch.tensor(learned, dtype=self.u.dtype), kernel(self.u @ mix.T, self.u @ mix.T).to_dense()
+
+    def with_sites(self, e: _Explanation, y: Tensor, known: Tensor, side: Tensor) -> _Standardised:
+        """The bounds among (y, known, side) as Gaussian observations, by expectation propagation under e."""
+        _, _, nugget, gram = self._gram(e)
+        beta = _profile(gram + torch.diag(self.noise + (1 - self.site) * nugget), self.u, self.y, self.mean)[2]
+        values, noise = censored_sites(gram, _basis(self.u, self.mean) @ beta, y, known + nugget, side)
+        return replace(self, y=values, noise=torch.where(side == 0, known, noise))
+
+    def process(self, e: _Explanation, shift: Tensor, scale: Tensor, typical: Tensor) -> _Process:
+        """The belief under e."""
+        kernel, mix, nugget, gram = self._gram(e)
+        covariance = gram + torch.diag(self.noise + (1 - self.site) * nugget)
+        factor, white, beta = _profile(covariance, self.u, self.y, self.mean)
+        return _Process(kernel, mix, self.mean, beta, shift, scale, nugget, typical, self.u, factor, white)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(recipe: GaussianProcess, n: int, *data: bytes) -> tuple[Posterior, float]:
     """`GaussianProcess.fit_task`, which is a pure function: asks, status and pictures of one history fit it once."""
     # An empty buffer is refused: no thresholds.
     tensors = [torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data]

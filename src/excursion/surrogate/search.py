@@ -48,7 +48,7 @@ from .composition import (
     term_in_words,
     with_parameters,
 )
-from .exact import Independent
+from .joined import Independent
 from .linalg import JITTERS, cholesky, solve
 
 # -- the likelihood of one kernel

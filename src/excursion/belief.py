@@ -1,0 +1,191 @@
+"""From trials to a belief: transformed observations, the transform that suits them, calibration.
+
+Everything here is a pure function of the problem, the strategy's recipe and the stored trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_ndtr, ndtri
+from torch import Tensor
+
+from .data import INFORMATIVE, Trial
+from .problem import Problem, Task
+from .surrogate import GaussianProcess, Observations, Posterior, Surrogate, Tempered, telling
+from .surrogate.exact import DENSITY
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What is believed after some trials.
+
+    Attributes:
+        problem: the problem with every "auto" transform settled; `posterior` lives on its transformed values.
+        posterior: fitted to the trials with values; pending and failed ones play no part.
+        temperature: task -> factor on the standard deviations, from how well past predictions came true.
+    """
+
+    problem: Problem
+    posterior: Posterior
+    temperature: dict[str, float]
+
+    def summary(self) -> dict[str, dict[str, float | str]]:
+        """Per task the transform, its scale and the temperature, JSON-compatible: kept with each proposal."""
+        return {
+            t.name: {"transform": t.transform, "scale": t.scale, "temperature": self.temperature[t.name]}
+            for t in self.problem.tasks
+        }
+
+
+def believe(problem: Problem, recipe: Surrogate, trials: Sequence[Trial]) -> Belief:
+    """The belief from the trials that hold values.
+
+    Raises:
+        FitError: fewer than two trials hold values.
+    """
+    settled = settle(problem, trials)
+    posterior = recipe.fit(observations(settled, trials))
+    factors = {t.name: temperature(t, trials) for t in settled.tasks}
+    if any(f != 1.0 for f in factors.values()):
+        posterior = Tempered(posterior, torch.tensor(list(factors.values()), dtype=torch.float64))
+    return Belief(settled, posterior, factors)
+
+
+def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
+    """The trials that hold values, as the surrogate sees them, in the order of their numbers.
+
+    An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
+    anything measured".
+
+    Raises:
+        InvalidProblem: a transform is still to be settled (`settle`).
+    """
+    done = _informative(trials)
+    u = problem.space.to_unit(problem.space.tensor([t.x for t in done]))
+    columns, variances, sides = [], [], []
+    for task in problem.tasks:
+        outcomes = [t.outcome for t in done if t.outcome]
+        y = _values(task, done)
+        variance = torch.tensor([o.variances.get(task.name, 0.0) for o in outcomes], dtype=torch.float64)
+        side = torch.tensor(
+            [{"above": 1.0, "below": -1.0}.get(o.bounds.get(task.name, ""), 0.0) for o in outcomes],
+            dtype=torch.float64,
+        )
+        z = task.map(y)
+        # Squares and their products overflow beyond this: such a value says no more than an infinite one.
+        beyond = ~(z.abs() < 1e60)
+        side = torch.where(beyond & (side == 0), z.sign(), side)
+        finite = torch.cat([z[~beyond], task.levels])
+        finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
+        slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
+        columns.append(z.clamp(finite.min(), finite.max()))
+        variances.append(variance * slope**2)
+        sides.append(side)
+    levels = tuple(t.levels for t in problem.tasks)
+    return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)
+
+
+def _informative(trials: Sequence[Trial]) -> list[Trial]:
+    return sorted((t for t in trials if t.state in INFORMATIVE and t.outcome), key=lambda t: t.number)
+
+
+def _values(task: Task, done: Sequence[Trial]) -> Tensor:
+    return torch.tensor([t.outcome.values[task.name] for t in done if t.outcome], dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------------- transforms
+
+#: Judges transforms, whatever recipe makes the belief: one smooth kernel is enough to tell them apart.
+_JUDGE = GaussianProcess(kernel="matern52", restarts=1, max_iter=40, average=False)
+#: A judge sees so many observations, half of them the nearest to a threshold.
+_JURY = 48
+
+
+def settle(problem: Problem, trials: Sequence[Trial]) -> Problem:
+    """The problem with every "auto" transform replaced by the one that the data prefer.
+
+    A Gaussian process is fitted under each transform that is possible (see `Task.choices`). The score is the log
+    probability of the class (above or below each threshold) of the held-out observations, in closed form, plus a
+    part of the log density of the values y, which decides where the classes do not.
+
+    The choice is made anew whenever the number of observations has grown by a fifth, from the first so many: a
+    function of the history, and cheap.
+
+    Raises:
+        FitError: fewer than two trials hold values, and a transform is to be settled.
+    """
+    if not any(t.transform == "auto" for t in problem.tasks):
+        return problem
+    done = _informative(trials)
+    done = done[: _milestone(len(done))]
+    return replace(
+        problem, tasks=tuple(_settled(problem, t, done) if t.transform == "auto" else t for t in problem.tasks)
+    )
+
+
+def _milestone(n: int) -> int:
+    """The largest of 2, 3, ..., 10, 12, 15, 18, 22, ... (growing by a fifth) that is at most n."""
+    step = 10
+    if n < step:
+        return n
+    while math.ceil(1.2 * step) <= n:
+        step = math.ceil(1.2 * step)
+    return step
+
+
+def _settled(problem: Problem, task: Task, done: Sequence[Trial]) -> Task:
+    y = _values(task, done)
+    choices = task.choices(y)
+    if len(choices) == 1 or len(done) < 2:
+        return choices[0]
+
+    def score(choice: Task) -> float:
+        data = observations(replace(problem, tasks=(choice,)), done)
+        kept = telling(data.z[:, 0].numpy(), data.levels[0].numpy(), _JURY)
+        data = Observations(data.u[kept], data.z[kept], data.variance[kept], data.side[kept], data.levels)
+        exact = data.side[:, 0] == 0
+        (total,) = _JUDGE.scores(data)
+        return total + DENSITY * float(choice.map.log_slope(y[kept][exact]).sum())
+
+    return max(choices, key=score)
+
+
+# ------------------------------------------------------------------------------------------------- calibration
+
+#: Mean 0 and this standard deviation of the normal prior on the log temperature.
+_PRIOR = 0.4
+#: So many of the latest predictions count.
+_LATEST = 60
+
+
+def temperature(task: Task, trials: Sequence[Trial]) -> float:
+    """Factor by which standard deviations should have been larger, from the class predicted and the class seen.
+
+    Each proposal was stored with the probability p_i that its value is above the threshold. With u_i = Phi^-1(p_i) the
+    factor t maximises sum_i ln Phi(s_i u_i / t) + ln N(ln t; 0, .4^2), where s_i = +1 if the value was above, else -1.
+    It is never below 1: predictions that come true too often are no reason to trust a belief more than it does itself.
+    """
+    signs, scores = [], []
+    for t in _informative(trials)[-_LATEST:]:
+        if t.outcome is None or task.name not in t.predicted or not 0 < t.predicted[task.name] < 1:
+            continue
+        before = float(t.belief.get(task.name, {}).get("temperature", 1.0))
+        bound, value = t.outcome.bounds.get(task.name), t.outcome.values[task.name]
+        if bound is not None and (value < task.thresholds[0]) == (bound == "above"):
+            continue  # a bound on the near side does not tell the class
+        signs.append(1.0 if value >= task.thresholds[0] else -1.0)
+        scores.append(before * ndtri(t.predicted[task.name]))
+    if not signs:
+        return 1.0
+    margin = np.array(signs) * np.array(scores)
+
+    def loss(log_t: float) -> float:
+        return float(0.5 * (log_t / _PRIOR) ** 2 - log_ndtr(margin / math.exp(log_t)).sum())
+
+    return math.exp(max(0.0, round(float(minimize_scalar(loss, bounds=(-0.1, 2.5), method="bounded").x), 3)))

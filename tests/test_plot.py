@@ -64,7 +64,7 @@ def line() -> Result:
 
 @pytest.fixture(scope="module")
 def circle() -> Result:
-    return search(lambda p: p["x"] ** 2 + p["y"] ** 2, {"x": (-2, 2), "y": (-2, 2)}, 1.0, budget=14, learn=True)
+    return search(lambda p: p["x"] ** 2 + p["y"] ** 2, {"x": (-2, 2), "y": (-2, 2)}, 1.0, budget=17, learn=True)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ class TestCriteria(AcquisitionContract):
 @pytest.fixture(scope="module")
 def posterior():
     u = points(8)
-    return GaussianProcess().fit(Observations.exact(u, torch.sin(5 * u[:, 0]) + u[:, 1]))
+    return GaussianProcess("matern52", average=False).fit(Observations.exact(u, torch.sin(5 * u[:, 0]) + u[:, 1]))
 
 
 LEVELS = ((0.8,), (0.3, 0.8, 1.5))
@@ -498,7 +498,9 @@ TWO = Target(TWO_LEVELS, torch.tensor([0.7, 0.3], dtype=torch.float64))
 @pytest.fixture(scope="module")
 def two_tasks():
     u = points(10)
-    return GaussianProcess().fit(Observations.exact(u, torch.stack([torch.sin(5 * u[:, 0]), u[:, 1] - 0.5], 1)))
+    return GaussianProcess("matern52", average=False).fit(
+        Observations.exact(u, torch.stack([torch.sin(5 * u[:, 0]), u[:, 1] - 0.5], 1))
+    )
 
 
 def brute_force(criterion, posterior, target, pool, index, weight, n, price=1.0):

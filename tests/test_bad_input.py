@@ -206,7 +206,7 @@ def test_fewer_than_two_observations(n: int) -> None:
     with pytest.raises(FitError, match=message):
         Result.of(campaign)
     with pytest.raises(FitError, match=f"needs at least 2 observations, got {n}. Evaluate more points"):
-        campaign.posterior()
+        campaign.belief()
 
 
 def test_thresholds_that_no_value_can_be_told_from() -> None:

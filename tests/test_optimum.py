@@ -13,12 +13,23 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.optimize import minimize
 from scipy.stats import norm
 from typer.testing import CliRunner
 
 import excursion
 from excursion.acquisition import EI, SUR, UCB, Search, Sobol, Straddle
-from excursion.campaign import Campaign, Strategy, best_trial, improvement, observations, propose, target
+from excursion.campaign import (
+    Campaign,
+    Strategy,
+    believe,
+    best_trial,
+    conditioned,
+    improvement,
+    observations,
+    propose,
+    target,
+)
 from excursion.cli import app
 from excursion.data import Outcome
 from excursion.errors import InvalidProblem, InvalidStrategy
@@ -167,6 +178,23 @@ def test_the_value_to_beat_is_the_best_belief_at_points_seen(found: Result) -> N
     assert target(replace(found.problem, goal="maximum"), found.posterior, data.u).best == mean.max()
 
 
+def test_failed_points_are_nothing_to_beat() -> None:
+    """A crash where the best value is believed to be: improvement is still over what has been seen."""
+    problem, strategy = Problem({"x": (0, 1)}, goal="minimum"), replace(QUICK, acquisition=EI(), exploration=0.0)
+    campaign = Campaign.create("memory://", "c", problem, strategy)
+    for t in campaign.add([{"x": x} for x in (0.0, 0.1, 0.2, 0.4, 0.8, 0.9, 1.0, 0.6)]):
+        value = (t.x["x"] - 0.6) ** 2
+        campaign.tell(t.number, value if value else Outcome.failed("crash"))
+    (proposal,) = propose(problem, strategy, campaign.trials, 1)
+    belief = conditioned(believe(campaign.problem, strategy.surrogate, campaign.trials), campaign.trials)
+    known = torch.tensor([[0.0], [0.1], [0.2], [0.4], [0.8], [0.9], [1.0]], dtype=torch.float64)
+    mean, variance = (float(a) for a in belief.marginal(torch.tensor([[proposal.x["x"]]], dtype=torch.float64)))
+    best = float(belief.marginal(known)[0].min())
+    assert best > float(belief.marginal(torch.tensor([[0.6]], dtype=torch.float64))[0])
+    u = (best - mean) / variance**0.5
+    assert proposal.score == pytest.approx(variance**0.5 * (norm.pdf(u) + u * norm.cdf(u)), rel=1e-6)
+
+
 def test_what_is_left_is_the_largest_expected_improvement(found: Result) -> None:
     """E[max(best - f, 0)] by quadrature on a fine grid of the plane, over the range of the values."""
     early = found.history[:12]
@@ -215,6 +243,13 @@ def test_the_optimum_of_the_belief(found: Result) -> None:
     optimum = found.optimum()
     mean, sd = found.mean_and_sd(found.problem.space.grid(301).numpy())
     assert optimum.value + optimum.sd <= (mean + sd).min() + 1e-6
+
+    def worse(x: np.ndarray) -> float:
+        m, s = found.mean_and_sd(x.clip([-5, 0], [10, 15])[None])
+        return float(m[0] + s[0])
+
+    polished = minimize(worse, np.array(list(optimum.x.values())), method="Nelder-Mead", options={"xatol": 1e-8})
+    assert optimum.value + optimum.sd <= polished.fun + 1e-5
     assert found.mean_and_sd([optimum.x])[0][0] == pytest.approx(optimum.value)
     assert found.mean_and_sd([optimum.x])[1][0] == pytest.approx(optimum.sd)
     values = [t.outcome.values["f"] for t in found.history]

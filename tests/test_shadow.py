@@ -17,6 +17,7 @@ import excursion
 from excursion.acquisition import Search, Sobol
 from excursion.campaign import Strategy, observations
 from excursion.cli import app
+from excursion.data import Outcome, Trial
 from excursion.errors import InvalidProblem, InvalidSpace, InvalidStrategy, InvalidTable
 from excursion.report.plot import plot_replay
 from excursion.report.tables import replayed, replayed_json
@@ -81,19 +82,47 @@ def test_only_points_of_the_table_are_asked_each_once_and_the_table_answers(foun
     assert "SUR" in criteria
 
 
-def test_the_error_is_that_of_the_belief_with_known_points_by_their_value(found: excursion.Replay) -> None:
-    """The last error, from the definition: a fit to the history, and a loop over the table."""
-    past = found.history[:10]
-    belief = QUICK.surrogate.fit(observations(found.problem, past))
-    known = {(t.x["m"], t.x["g"]) for t in past}
+def error_of(problem: excursion.Problem, asked: list[dict[str, float]]) -> float:
+    """From the definition: a fit to these rows of the scan, and a loop over the table."""
+    trials = [
+        Trial(i, {k: row[k] for k in "mg"}, 0, 0, state="complete", outcome=Outcome.of({"mu": row["mu"]}))
+        for i, row in enumerate(asked)
+    ]
+    belief = QUICK.surrogate.fit(observations(problem, trials))
     wrong = 0
     for row in scan():
-        point = (row["m"], row["g"])
-        u = found.problem.space.to_unit(torch.tensor([point], dtype=torch.float64))
-        mean = float(belief.marginal(u)[0][0, 0])
-        wrong += point not in known and (mean >= 1.0) != (row["mu"] >= 1.0)
-    assert wrong > 0
-    assert found.curve.at(10) == pytest.approx(wrong / 120)
+        u = problem.space.to_unit(torch.tensor([[row["m"], row["g"]]], dtype=torch.float64))
+        wrong += row not in asked and (float(belief.marginal(u)[0][0, 0]) >= 1.0) != (row["mu"] >= 1.0)
+    return wrong / 120
+
+
+def test_the_error_is_that_of_the_belief(found: excursion.Replay) -> None:
+    points = [tuple(t.x.values()) for t in found.history[:10]]
+    error = error_of(found.problem, [row for p in points for row in scan() if (row["m"], row["g"]) == p])
+    assert error > 0
+    assert found.curve.at(10) == pytest.approx(error)
+
+
+def test_random_orders_are_compared_by_their_median(found: excursion.Replay) -> None:
+    rows = scan()
+    n = found.random.evaluations[5]
+    errors = [
+        error_of(found.problem, [rows[j] for j in np.random.default_rng((0, i)).permutation(120)[:n]]) for i in range(3)
+    ]
+    assert len(set(errors)) == 3
+    assert found.random.at(n) == pytest.approx(sorted(errors)[1])
+
+
+def test_known_points_count_by_their_value_where_the_belief_smooths_over_them() -> None:
+    values = np.arange(60) / 30 + np.random.default_rng(5).normal(0, 0.5, 60)
+    rows = [{"x": float(i), "f": float(v)} for i, v in enumerate(values)]
+    strategy = Strategy(surrogate=GaussianProcess(kernel="rbf", restarts=1), search=QUICK.search)
+    result = replay(rows, 1.0, strategy=strategy, batch=20, goal=0.001, orders=0, transform="identity")
+    assert result.curve.evaluations[-1] == 60
+    belief = strategy.surrogate.fit(observations(result.problem, result.history))
+    mean = belief.marginal(result.problem.space.to_unit(torch.arange(60.0, dtype=torch.float64)[:, None]))[0][0]
+    assert ((mean >= 1).numpy() != (values >= 1)).any()
+    assert result.curve.error[-1] == 0.0
 
 
 def test_it_goes_on_until_the_error_has_stayed_below(found: excursion.Replay) -> None:
@@ -340,9 +369,9 @@ def test_the_command(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    settings = ("--parameters", "m, g", "--batch", 8, "--goal", 0.1, "--transform", "log")
+    settings = ("--parameters", "m, g", "--batch", 12, "--goal", 0.2, "--transform", "log")
     text = call(*settings, "--plot", tmp_path / "a.png")
-    assert re.match(r"mu = 1 over m, g: you would have needed \d+ of 48 points to misclassify at most 10 %", text)
+    assert re.match(r"mu = 1 over m, g: you would have needed \d+ of 48 points to misclassify at most 20 %", text)
     assert (tmp_path / "a.png").exists()
     data = json.loads(call(*settings, "--json", "--where", "m < 390", "--constraint", "g < 0.9", "--threshold", 0.8))
     assert (data["points"], data["failed"], data["threshold"]) == (40, 5, 0.8)

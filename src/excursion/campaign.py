@@ -28,7 +28,7 @@ from .acquisition import (
     select,
 )
 from .acquisition.criteria import acquisition_to_json
-from .acquisition.search import _not_taken
+from .acquisition.search import not_taken
 from .belief import Belief, believe, observations
 from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
 from .errors import (
@@ -263,7 +263,7 @@ def _small_lattice(space: ParameterSpace, n: int) -> Tensor | None:
 
 def _left(points: Tensor, taken: Tensor) -> int:
     """How many of the points have not been asked."""
-    if (left := int(_not_taken(points, taken, 1e-9).sum())) == 0:
+    if (left := int(not_taken(points, taken, 1e-9).sum())) == 0:
         raise SpaceExhausted(
             f"campaign: needs a point that has not been asked, got none: all {len(points)} allowed points have been. "
             "Use a finer step or stop here"
@@ -277,7 +277,7 @@ def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int, latt
         return space.sample(len(taken), n, seed)
     size = len(torch.unique(space.snap(taken), dim=0)) + n
     u = space.sample(0, size if lattice is None else min(size, len(lattice)), seed, distinct=True)
-    u = u[_not_taken(u, taken, 1e-9)]
+    u = u[not_taken(u, taken, 1e-9)]
     if len(u) < n:
         raise SpaceExhausted(
             f"campaign: needs {n} points that have not been asked, got {len(u)} of {size} allowed. "
@@ -293,7 +293,7 @@ def _spread(among: Tensor, taken: Tensor, n: int, seed: int) -> Tensor:
         D. P. Mitchell, SIGGRAPH 1991, 157: the best of some candidates, for points that are random and yet spread.
     """
     for _ in range(n):
-        free = among[_not_taken(among, taken, 1e-9)]
+        free = among[not_taken(among, taken, 1e-9)]
         generator = torch.Generator().manual_seed(seed + 15_485_863 * (len(taken) + 1))
         drawn = free[torch.randperm(len(free), generator=generator)[:10]]
         taken = torch.cat([taken, _farthest(drawn, taken, 1) if len(taken) else drawn[:1]])

@@ -205,7 +205,7 @@ def select(
             )
         return score
 
-    free = _not_taken(pool, taken, gap).nonzero()[:, 0]
+    free = not_taken(pool, taken, gap).nonzero()[:, 0]
     if search.batch == "poisson-disc":
         if len(free) < n:
             raise _exhausted(n, len(free))
@@ -221,7 +221,7 @@ def select(
     if among is None and len(u) < 2 * n:  # a coarse lattice, nearly used up: everything that is left
         gap = 1e-9
         left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
-        u = left[_not_taken(left, taken, gap)]
+        u = left[not_taken(left, taken, gap)]
         mean, variance = _moments(posterior, u)
     if len(u) < n:
         raise _exhausted(n, len(u))
@@ -255,7 +255,7 @@ def select(
                 if worths.max() > scores[k]:
                     points, i, own, scores[k] = there, int(worths.argmax()), False, worths.max()
         picks[k] = points.u[i]
-        stale = torch.where(_not_taken(u, picks[k : k + 1], gap), stale, -math.inf)
+        stale = torch.where(not_taken(u, picks[k : k + 1], gap), stale, -math.inf)
         if search.batch != "top" and k + 1 < n:
             short.after(batch.pick(points, i), best if own else None)
             target = target.after(points.mean[:, i])
@@ -345,7 +345,7 @@ SEPARATION = 3e-4
 _EXACT = "donot_use_mm_for_euclid_dist"
 
 
-def _not_taken(u: Tensor, taken: Tensor, gap: float = SEPARATION) -> Tensor:
+def not_taken(u: Tensor, taken: Tensor, gap: float = SEPARATION) -> Tensor:
     """Mask of the points that are not one of those asked before."""
     if not len(taken):
         return torch.ones(len(u), dtype=torch.bool)
@@ -373,7 +373,7 @@ def _around(centres: Tensor, space: ParameterSpace, taken: Tensor, shrink: int, 
     steps = torch.randn(len(centres), 64 // len(centres), space.dim, generator=generator, dtype=centres.dtype)
     u = space.snap((centres[:, None, :] + width * steps).clamp(0.0, 1.0).reshape(-1, space.dim))
     u = u[space.allowed_unit(u)]
-    return u[_not_taken(u, taken)]
+    return u[not_taken(u, taken)]
 
 
 def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -89,6 +89,8 @@ class Nearest:
         spend(1)
         if n == 13:
             return np.array([[1.5], [np.nan]])
+        if n == 14:
+            return np.array([[np.nextafter(1, 2)], [-1e-20]])
         return self.rng.uniform(*self.bounds.T, (n, len(self.bounds)))
 
     def tell(self, x, y):
@@ -150,6 +152,7 @@ def test_errors_are_answers_and_the_loop_goes_on(nearest: Answers, tmp_path: Pat
     assert nearest.raw(do="classify", x=[[99.0]]) == {"error": "RuntimeError: told -1e+30 to 1e+30"}
     assert nearest(do="classify", x=[[0.11], [0.19]]) == {"above": "10"}
     assert "nan" in nearest.raw(do="ask", n=13)["error"]
+    assert nearest(do="ask", n=14)["x"] == [[1.0], [0.0]]
     errors = (tmp_path / "stderr").read_text()
     assert "noise on stdout" in errors
     assert "Traceback" in errors

@@ -11,6 +11,8 @@ evaluations for Branin = 80 in batches of 5, and 22 one at a time (medians of th
 
 from _serve import serve  # isort: skip  (first: it takes this folder off the search path)
 
+import warnings
+
 import botorch
 import numpy as np
 import torch
@@ -72,7 +74,10 @@ class BoTorch:
         if self.model is None:
             return draw_sobol_samples(self.bounds, 2 * (d + 1), 1, seed=self.seed)[:, 0].numpy()
         straddle = Straddle(self.model, self.threshold)
-        x, _ = optimize_acqf(straddle, self.bounds, q=n, num_restarts=10, raw_samples=512, sequential=True)
+        with warnings.catch_warnings():
+            # The kink of |m - T| ends line searches; it then tries again by itself.
+            warnings.filterwarnings("ignore", "Optimization failed", RuntimeWarning)
+            x, _ = optimize_acqf(straddle, self.bounds, q=n, num_restarts=10, raw_samples=512, sequential=True)
         return x.numpy()
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:

@@ -78,6 +78,11 @@ CASES: dict[str, tuple[list[Any], Task]] = {
         [lambda p: 10 ** (8 * SLOPE(p)), 1e300, 1e-30, math.inf] * 2,
         Task(thresholds=1.0, transform="log"),
     ),
+    "limits near zero, log": ([lambda p: 10 ** (8 * SLOPE(p)), 1e-300, 1e300, 5e-324] * 2, Task("f", 1.0, "log")),
+    "limits near zero with errors": (
+        [lambda p: 10 ** (8 * SLOPE(p)), Outcome.of(1e-300, variances={"f": 0.01})] * 4,
+        Task("f", 1.0, "log"),
+    ),
     "limits, zero sensitivity": (
         [lambda p: 10 ** (8 * SLOPE(p)), 1e-300, math.inf] * 3,
         Task(thresholds=1.0, transform="log-tanh"),

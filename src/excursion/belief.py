@@ -85,7 +85,8 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
         slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
         columns.append(z.clamp(finite.min(), finite.max()))
-        variances.append(variance * slope**2)
+        # The slope of a logarithm may be infinite.
+        variances.append((variance.sqrt() * slope.clamp_max(1e300)).clamp_max(1e60) ** 2)
         sides.append(side)
     levels = tuple(t.levels for t in problem.tasks)
     return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)

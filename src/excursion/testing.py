@@ -418,8 +418,11 @@ class SurrogateContract:
         assert torch.allclose(variance, covariance.diagonal(dim1=-2, dim2=-1), rtol=1e-6, atol=1e-10)
         assert torch.allclose(posterior.cross(at, at), covariance, rtol=1e-6, atol=1e-10)
         assert torch.allclose(covariance, covariance.mT, atol=1e-10)
-        other = _unit_points(4, seed=3)
-        assert torch.allclose(posterior.covariance_with(other)(at), posterior.cross(at, other), rtol=1e-10, atol=1e-14)
+        here, there = posterior.view(at), posterior.view(_unit_points(4, seed=3))
+        assert torch.allclose(here.mean, mean, rtol=1e-10)
+        assert torch.allclose(here.variance, variance, rtol=1e-10)
+        assert torch.allclose(here.covariance(there), posterior.cross(at, _unit_points(4, seed=3)), rtol=1e-10)
+        assert torch.allclose(here.covariance(here), covariance, rtol=1e-6, atol=1e-10)
 
     def test_it_learns_the_values(self, surrogate: Surrogate, data: Observations) -> None:
         """The mean passes near the data, and is nearly certain there."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..surrogate import Posterior
+from ..surrogate import Posterior, View
 from .criteria import Prospect
 from .target import Target
 
@@ -65,7 +65,7 @@ class Batch:
         """
         self._posterior, self._noise = posterior, posterior.noise
         self._mean, self._variance, self._weight = mean, variance, weight
-        self._covariance = posterior.covariance_with(at) if len(at) else None
+        self._at = posterior.view(at) if len(at) else None
         self._k = 0
         self._picks = at.new_empty(n, at.shape[1])
         self._factor = at.new_zeros(len(mean), n, n)
@@ -77,20 +77,24 @@ class Batch:
         return self._picks[: self._k]
 
     @property
+    def size(self) -> int:
+        """How many picks there may be."""
+        return len(self._picks)
+
+    @property
     def pairs(self) -> int:
         """Covariances per candidate: tasks times integration points."""
         return self._mean.numel()
 
-    def points(self, u: Tensor, mean: Tensor | None = None, variance: Tensor | None = None) -> Points:
-        """The belief at u (b, d); mean and variance (t, b) before the batch if they are known already."""
-        if mean is None or variance is None:
-            mean, variance = self._posterior.marginal(u)
-        cross = mean.new_empty(*mean.shape, 0) if self._covariance is None else self._covariance(u)
-        rows = mean.new_empty(len(mean), 0, len(u))
+    def points(self, view: View, u: Tensor) -> Points:
+        """The belief at u (b, d), of which the posterior has this view."""
+        cross = view.mean.new_empty(*view.mean.shape, 0) if self._at is None else view.covariance(self._at)
+        rows = view.mean.new_empty(len(view.mean), 0, len(u))
         if self._k:
             factor = self._factor[:, : self._k, : self._k]
-            rows = torch.linalg.solve_triangular(factor, self._posterior.cross(self.picks, u), upper=False)
-        return Points(u, mean, variance, cross, rows)
+            known = self._posterior.view(self.picks).covariance(view)
+            rows = torch.linalg.solve_triangular(factor, known, upper=False)
+        return Points(u, view.mean, view.variance, cross, rows)
 
     def prospect(self, points: Points, target: Target) -> Prospect:
         """What a criterion sees of the points."""
@@ -141,48 +145,53 @@ class Shortlist:
     Grows when a candidate further down the list is looked at, so that memory follows what the search looks at.
     """
 
-    def __init__(self, batch: Batch, posterior: Posterior, u: Tensor, mean: Tensor, variance: Tensor) -> None:
+    def __init__(self, batch: Batch, posterior: Posterior, u: Tensor) -> None:
         """Nothing loaded yet.
 
         Args:
             batch: what is chosen so far.
             posterior: the belief before the batch.
             u: the candidates, (c, d), the best first.
-            mean, variance: of f there before the batch, (t, c).
         """
-        self._batch, self._posterior = batch, posterior
-        self._all = (u, mean, variance)
-        self._loaded = batch.points(u[:0], mean[:, :0], variance[:, :0])
-        self._among = mean.new_empty(len(mean), 0, 0)
+        self._batch, self._posterior, self._u = batch, posterior, u
+        self._views: list[View] = []
+        self._strips: list[Tensor] = []  # of each view its covariances with all views up to itself
+        self._points = batch.points(posterior.view(u[:0]), u[:0])
+        self._rows = u.new_empty(len(posterior.noise), batch.size, 0)
 
     def __getitem__(self, i: Tensor | slice) -> Points:
         """Some of the candidates."""
-        stop = len(self._all[0]) if isinstance(i, slice) else int(i.max()) + 1
-        if stop > len(self._loaded.u):
-            self._load(min(len(self._all[0]), max(stop, 64, len(self._loaded.u) * 3 // 2)))
-        return self._loaded[i]
+        have, stop = len(self._points.u), len(self._u) if isinstance(i, slice) else int(i.max()) + 1
+        if stop > have:
+            self._load(min(len(self._u), max(stop, 64, have * 3 // 2)))
+        return replace(self._points, rows=self._rows[:, : len(self._batch.picks)])[i]
 
     def _load(self, stop: int) -> None:
-        u, mean, variance = self._all
-        old, start = self._loaded, len(self._loaded.u)
-        new = self._batch.points(u[start:stop], mean[:, start:stop], variance[:, start:stop])
-        cross = self._posterior.cross(new.u, u[:stop])
-        top = torch.cat([self._among, cross[:, :, :start].mT], 2)
-        self._among = torch.cat([top, cross], 1)
-        self._loaded = Points(
-            u[:stop],
-            mean[:, :stop],
-            variance[:, :stop],
+        old, u = self._points, self._u[len(self._points.u) : stop]
+        view = self._posterior.view(u)
+        new = self._batch.points(view, u)
+        self._views.append(view)
+        self._strips.append(torch.cat([view.covariance(v) for v in self._views], 2))
+        more = self._rows.new_empty(*self._rows.shape[:2], len(u))
+        more[:, : new.rows.shape[1]] = new.rows
+        self._rows = torch.cat([self._rows, more], 2)
+        self._points = Points(
+            self._u[:stop],
+            torch.cat([old.mean, new.mean], 1),
+            torch.cat([old.variance, new.variance], 1),
             torch.cat([old.cross, new.cross], 1),
-            torch.cat([old.rows, new.rows], 2),
+            old.rows,
         )
 
     def after(self, line: Tensor, i: int | None) -> None:
         """Learn of the batch's last pick, candidate i or a point of its own, with its line of L."""
-        loaded = self._loaded
-        if i is not None:
-            covariance = self._among[:, i]
+        if i is None:
+            pick = self._posterior.view(self._batch.picks[-1:])
+            covariance = torch.cat([pick.covariance(v) for v in self._views], 2)[:, 0]
         else:
-            covariance = self._posterior.cross(self._batch.picks[-1:], loaded.u)[:, 0]
-        row = next_row(line, covariance, loaded.rows)
-        self._loaded = replace(loaded, rows=torch.cat([loaded.rows, row[:, None]], 1))
+            own = next(k for k, strip in enumerate(self._strips) if i < strip.shape[2])
+            place = i - self._strips[own].shape[2]  # from the end
+            later = [strip[:, :, i] for strip in self._strips[own + 1 :]]
+            covariance = torch.cat([self._strips[own][:, place], *later], 1)
+        k = len(self._batch.picks) - 1
+        self._rows[:, k] = next_row(line, covariance, self._rows[:, :k])

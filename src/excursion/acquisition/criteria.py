@@ -469,16 +469,27 @@ def _misclassification_drop(prospect: Prospect) -> Tensor:
     largest that any look could bring are left out: 1e-14 of the sum.
     """
     total = torch.zeros_like(prospect.mean[0])
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for i in range(len(prospect.levels)):
         for u in prospect.leads(i):
-            far = u.abs()
+            far, weight = u.abs(), prospect.weights[i] * prospect.at_weight
             reach = far / (64 + far.min() ** 2).sqrt()
             for block in prospect.blocks():
                 rho = prospect.correlation(i, block).abs_()
                 candidate, at = (rho > reach).nonzero(as_tuple=True)
-                drop = levelset.misclassification_drop(far[at], rho[candidate, at]).mul_(prospect.at_weight[at])
-                total[block].index_add_(0, candidate, drop, alpha=float(prospect.weights[i]))
+                found.append((candidate + block.start, far[at], rho[candidate, at], weight[at]))
+                if sum(len(f[0]) for f in found) > _PAIRS // 2:
+                    _add_drops(total, found)
+    _add_drops(total, found)
     return total
+
+
+def _add_drops(total: Tensor, found: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    """Add the drops of pairs (candidate, |u|, |rho|, weight) to their candidates' totals; empties the list."""
+    if found:
+        candidate, far, rho, weight = map(torch.cat, zip(*found))
+        total.index_add_(0, candidate, levelset.misclassification_drop(far, rho).mul_(weight))
+        found.clear()
 
 
 CRITERIA: Mapping[str, type[Acquisition]] = {

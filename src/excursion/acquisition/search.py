@@ -30,7 +30,7 @@ class Search:
         pool: space-filling points that candidates and integration points are drawn from; None grows with the dimension.
         candidates: how many are scored; at least 16 per point of the batch.
         integration: how many points the look-ahead criteria average over.
-        polish: rounds of local search around the best candidates, for each of the first `POLISHED` points.
+        polish: rounds of local search around the best candidates, in batches of at most `POLISHED` points.
     """
 
     batch: Literal["joint", "believer", "poisson-disc", "top"] = "joint"
@@ -106,8 +106,8 @@ def _z_order(u: Tensor) -> Tensor:
 
 #: A belief whose interest is nowhere above this is one-sided: gains are lost in rounding.
 ONE_SIDED = 1e-12
-#: Points of a batch that are polished: among fifty the rest is worth no more for it (measured in four dimensions).
-POLISHED = 8
+#: Largest batch whose points are polished: fifty together are worth no more for it (measured in four dimensions).
+POLISHED = 16
 #: Covariances that are worked on at once.
 _BLOCK = 2**23
 
@@ -172,7 +172,7 @@ def select(
     search = search or Search()
     _check(acquisition, target, cost)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    gap, polish, share = SEPARATION, search.polish, None
+    gap, polish, share = SEPARATION, search.polish if n <= POLISHED else 0, None
     if among is None:
         pool = space.sample(0, search.pool_size(space.dim), seed % 2**31)
     else:
@@ -211,13 +211,13 @@ def select(
             raise _exhausted(n, len(free))
         if acquisition.looks_ahead:
             free = free[torch.randperm(len(free), generator=generator)[: max(4096, 16 * n)]]
-        scores = _scores(batch, target, worth, pool[free], mean[:, free], variance[:, free])
+        scores = _scores(batch, posterior, target, worth, pool[free])
         chance = (scores - scores.amax()).exp() if acquisition.kind == "log" and len(free) else scores
         chosen = poisson_disc(pool[free], chance, taken, n, generator)
         return pool[free][chosen], scores[chosen]
 
     some = _candidates(interest, free, max(search.candidates, 16 * n), generator)
-    u, mean, variance = pool[some], mean[:, some], variance[:, some]
+    u = pool[some]
     if among is None and len(u) < 2 * n:  # a coarse lattice, nearly used up: everything that is left
         gap = 1e-9
         left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
@@ -226,13 +226,13 @@ def select(
     if len(u) < n:
         raise _exhausted(n, len(u))
     if len(mean) * len(u) * max(len(index), len(u)) <= _BLOCK:
-        short = Shortlist(batch, posterior, u, mean, variance)
+        short = Shortlist(batch, posterior, u)
         stale = worth(batch.prospect(short[:], target), u)
     else:
-        stale = _scores(batch, target, worth, u, mean, variance)
+        stale = _scores(batch, posterior, target, worth, u)
         order = stale.argsort(descending=True, stable=True)
         stale, u = stale[order], u[order]
-        short = Shortlist(batch, posterior, u, mean[:, order], variance[:, order])
+        short = Shortlist(batch, posterior, u)
 
     def fresh(i: Tensor) -> Tensor:
         return worth(batch.prospect(short[i], target), u[i])
@@ -246,11 +246,11 @@ def select(
             best = _lazy_argmax(stale, fresh, max(16, 2**18 // max(1, batch.pairs)))
         points, i, own = short[torch.tensor([best])], 0, True
         scores[k] = stale[best]
-        for shrink in range(polish if k < POLISHED else 0):
+        for shrink in range(polish):
             centres = u[_top(stale, best, 5)] if shrink == 0 else points.u[i : i + 1]
             near = _around(centres, space, torch.cat([taken, picks[:k]]), shrink, generator)
             if len(near):
-                there = batch.points(near)
+                there = batch.points(posterior.view(near), near)
                 worths = worth(batch.prospect(there, target), near)
                 if worths.max() > scores[k]:
                     points, i, own, scores[k] = there, int(worths.argmax()), False, worths.max()
@@ -298,18 +298,11 @@ def _moments(posterior: Posterior, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores(
-    batch: Batch,
-    target: Target,
-    worth: Callable[[Prospect, Tensor], Tensor],
-    u: Tensor,
-    mean: Tensor,
-    variance: Tensor,
+    batch: Batch, posterior: Posterior, target: Target, worth: Callable[[Prospect, Tensor], Tensor], u: Tensor
 ) -> Tensor:
     """Scores of points (n, d), in blocks that bound the memory."""
-    size = max(64, _BLOCK // 4 // max(1, batch.pairs))
-    blocks = [slice(i, i + size) for i in range(0, len(u), size)]
-    scores = [worth(batch.prospect(batch.points(u[b], mean[:, b], variance[:, b]), target), u[b]) for b in blocks]
-    return torch.cat(scores) if scores else u.new_empty(0)
+    blocks = u.split(max(64, _BLOCK // 4 // max(512, batch.pairs)))
+    return torch.cat([worth(batch.prospect(batch.points(posterior.view(b), b), target), b) for b in blocks])
 
 
 def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int) -> int:

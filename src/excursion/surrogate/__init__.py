@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ __all__ = [
     "Posterior",
     "Surrogate",
     "Tempered",
+    "View",
     "search_kernel",
     "telling",
 ]
@@ -67,6 +67,21 @@ class Observations:
         return len(self.u)
 
 
+class View(ABC):
+    """A belief at n points, with what covariances need worked out once.
+
+    Attributes:
+        mean, variance: of f, (t, n).
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    @abstractmethod
+    def covariance(self, other: Self) -> Tensor:
+        """Covariance (t, n, m) between f at these points and at those of another view of the same posterior."""
+
+
 class Posterior(ABC):
     """A belief about the transformed tasks on the unit cube. Never changes; `condition` returns a new one.
 
@@ -86,8 +101,8 @@ class Posterior(ABC):
         """Covariance (t, n, m) between f at a (n, d) and f at b (m, d)."""
 
     @abstractmethod
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
-        """The function b (m, d) -> `cross(b, a)` (t, m, n) for points a (n, d); the work on a is done once."""
+    def view(self, u: Tensor) -> View:
+        """The belief at u (n, d), kept for many covariances."""
 
     @property
     @abstractmethod

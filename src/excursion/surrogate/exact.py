@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ with warnings.catch_warnings():
     import gpytorch
 
 from ..errors import FitError, InvalidStrategy
-from . import Observations, Posterior, Surrogate
+from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
 from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, split
 from .joined import Independent, Mixture
@@ -96,32 +95,27 @@ class _Process(Posterior):
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised mean (n,) and L^-1 k(data, u)."""
-        v = solve(self.factor, self._k(self.u, u))
+        v = solve(self.factor, self._k(u, self.u).T)  # LAPACK's own order of a matrix
         return _basis(u, self.mean) @ self.beta + v.T @ self.white, v
 
     def _amplitude(self) -> Tensor:
         return self.kernel.outputscale
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        m, v = self._project(u)
-        variance = (self._amplitude() - (v**2).sum(0)).clamp_min(1e-14)
-        return (self.shift + self.scale * m)[None], (self.scale**2 * variance)[None]
+        view = self.view(u)
+        return view.mean, view.variance
 
     def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        m, v = self._project(u)
-        return (self.shift + self.scale * m)[None], (self.scale**2 * (self._k(u, u) - v.T @ v))[None]
+        view = self.view(u)
+        return view.mean, view.covariance(view)
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.covariance_with(b)(a)
+        return self.view(a).covariance(self.view(b))
 
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
-        va = solve(self.factor, self._k(self.u, a))
-
-        def cross(b: Tensor) -> Tensor:
-            vb = solve(self.factor, self._k(self.u, b))
-            return torch.addmm(self._k(b, a), vb.T, va, alpha=-1).mul_(self.scale**2)[None]
-
-        return cross
+    def view(self, u: Tensor) -> _ProcessView:
+        m, v = self._project(u)
+        variance = (self._amplitude() - torch.linalg.vector_norm(v, dim=0).square()).clamp_min(1e-14)
+        return _ProcessView((self.shift + self.scale * m)[None], (self.scale**2 * variance)[None], self, u, v)
 
     @property
     def noise(self) -> Tensor:
@@ -151,6 +145,22 @@ class _Process(Posterior):
                 "mean": (self.shift + self.scale * self.beta[0]).item(),
             },
         )
+
+
+@dataclass(frozen=True, repr=False)
+class _ProcessView(View):
+    """A process at n points u, with v = L^-1 k(data, u)."""
+
+    mean: Tensor
+    variance: Tensor
+    process: _Process
+    u: Tensor
+    v: Tensor
+
+    def covariance(self, other: _ProcessView) -> Tensor:
+        square = float(self.process.scale**2)
+        prior = self.process._k(self.u, other.u)
+        return prior.addmm_(self.v.T, other.v, beta=square, alpha=-square)[None]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import Posterior
+from . import Posterior, View
 from .linalg import cholesky, solve
 
 
@@ -26,17 +26,17 @@ class Independent(Posterior):
 
     def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        means, covariances = zip(*(p.joint(u) for p in self.parts))
-        return torch.cat(means), torch.cat(covariances)
+        view = self.view(u)
+        return view.mean, view.covariance(view)
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
-        return torch.cat([p.cross(a, b) for p in self.parts])
+        return self.view(a).covariance(self.view(b))
 
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+    def view(self, u: Tensor) -> _IndependentView:
         """See `Posterior`."""
-        parts = [p.covariance_with(a) for p in self.parts]
-        return lambda b: torch.cat([cross(b) for cross in parts])
+        parts = tuple(p.view(u) for p in self.parts)
+        return _IndependentView(torch.cat([p.mean for p in parts]), torch.cat([p.variance for p in parts]), parts)
 
     @property
     def noise(self) -> Tensor:
@@ -74,40 +74,32 @@ class Mixture(Posterior):
     parts: tuple[Posterior, ...]
     weights: Tensor
 
-    def _means(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (n,), deviations of the parts from it (k, n) and the parts' mean variance (n,)."""
-        means, variances = zip(*(p.marginal(u) for p in self.parts))
-        stacked = torch.cat(means)
-        mean = self.weights @ stacked
-        return mean, stacked - mean, self.weights @ torch.cat(variances)
-
-    def _spread(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.einsum("k,kn,km->nm", self.weights, a, b)
-
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        mean, off, variance = self._means(u)
-        return mean[None], (variance + self.weights @ off**2)[None]
+        means, variances = zip(*(p.marginal(u) for p in self.parts))
+        mean, variance, _ = self._total(torch.cat(means), torch.cat(variances))
+        return mean, variance
+
+    def _total(self, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance, (1, n), from those of the parts, (k, n); deviations of the parts' means."""
+        mean = self.weights @ means
+        off = means - mean
+        return mean[None], (self.weights @ (variances + off.square()))[None], off
 
     def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        mean, off, _ = self._means(u)
-        within = sum(w * p.joint(u)[1] for w, p in zip(self.weights, self.parts))
-        return mean[None], within + self._spread(off, off)
+        view = self.view(u)
+        return view.mean, view.covariance(view)
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
-        return self.covariance_with(b)(a)
+        return self.view(a).covariance(self.view(b))
 
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+    def view(self, u: Tensor) -> _MixtureView:
         """See `Posterior`."""
-        parts, off = [p.covariance_with(a) for p in self.parts], self._means(a)[1]
-
-        def cross(b: Tensor) -> Tensor:
-            within = sum(w * part(b) for w, part in zip(self.weights, parts))
-            return within + self._spread(self._means(b)[1], off)
-
-        return cross
+        parts = tuple(p.view(u) for p in self.parts)
+        total = self._total(torch.cat([p.mean for p in parts]), torch.cat([p.variance for p in parts]))
+        return _MixtureView(*total, parts, self.weights)
 
     @property
     def noise(self) -> Tensor:
@@ -141,31 +133,31 @@ class Conditioned(Posterior):
     factor: Tensor
     white: Tensor
 
-    def _gain(self, u: Tensor) -> Tensor:
-        """L^-1 cov(seen, u), (m, n)."""
-        return solve(self.factor, self.before.cross(self.u, u)[0])
-
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        mean, variance = self.before.marginal(u)
-        v = self._gain(u)
-        # What rounding leaves of a variance that vanishes is in proportion to what it was.
-        return mean + (self.white @ v)[None], torch.maximum(variance - (v**2).sum(0), 1e-14 * variance)
+        view = self.view(u)
+        return view.mean, view.variance
 
     def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        mean, covariance = self.before.joint(u)
-        v = self._gain(u)
-        return mean + (self.white @ v)[None], covariance - (v.T @ v)[None]
+        view = self.view(u)
+        return view.mean, view.covariance(view)
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
-        return self.covariance_with(b)(a)
+        return self.view(a).covariance(self.view(b))
 
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+    @functools.cached_property
+    def _seen(self) -> View:
+        return self.before.view(self.u)
+
+    def view(self, u: Tensor) -> _ConditionedView:
         """See `Posterior`."""
-        before, gain = self.before.covariance_with(a), self._gain(a)
-        return lambda b: before(b) - (self._gain(b).T @ gain)[None]
+        before = self.before.view(u)
+        gain = solve(self.factor, self._seen.covariance(before)[0])
+        # What rounding leaves of a variance that vanishes is in proportion to what it was.
+        variance = torch.maximum(before.variance - gain.square().sum(0), 1e-14 * before.variance)
+        return _ConditionedView(before.mean + (self.white @ gain)[None], variance, before, gain)
 
     @property
     def noise(self) -> Tensor:
@@ -174,14 +166,11 @@ class Conditioned(Posterior):
 
     def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:
         """See `Posterior`."""
-        v = self._gain(u)
-        mean, covariance = self.before.joint(u)
-        noise = self.noise.expand(len(u)) if variance is None else variance[:, 0]
-        corner = cholesky(covariance[0] - v.T @ v + torch.diag(noise))
-        if z is None:
-            white = torch.zeros(len(u), dtype=u.dtype)  # what is seen is what was expected
-        else:
-            white = solve(corner, (z[:, 0] - mean[0] - self.white @ v)[:, None])[:, 0]
+        view = self.view(u)
+        v, noise = view.gain, self.noise.expand(len(u)) if variance is None else variance[:, 0]
+        corner = cholesky(view.covariance(view)[0] + torch.diag(noise))
+        # Without z, what is seen is what was expected.
+        white = torch.zeros(len(u), dtype=u.dtype) if z is None else solve(corner, z - view.mean.T)[:, 0]
         zeros = torch.zeros(len(self.u), len(u), dtype=u.dtype)
         factor = torch.cat([torch.cat([self.factor, zeros], 1), torch.cat([v.T, corner], 1)], 0)
         return replace(self, u=torch.cat([self.u, u]), factor=factor, white=torch.cat([self.white, white]))
@@ -204,26 +193,24 @@ class Tempered(Posterior):
     before: Posterior
     factor: Tensor
 
-    def _scaled(self, moments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        mean, second = moments
-        return mean, second * self.factor.square().reshape(-1, *[1] * (second.ndim - 1))
-
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        return self._scaled(self.before.marginal(u))
+        mean, variance = self.before.marginal(u)
+        return mean, variance * self.factor.square()[:, None]
 
     def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        return self._scaled(self.before.joint(u))
+        view = self.view(u)
+        return view.mean, view.covariance(view)
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
-        return self.covariance_with(b)(a)
+        return self.view(a).covariance(self.view(b))
 
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+    def view(self, u: Tensor) -> _TemperedView:
         """See `Posterior`."""
-        before = self.before.covariance_with(a)
-        return lambda b: before(b) * self.factor.square()[:, None, None]
+        before, square = self.before.view(u), self.factor.square()
+        return _TemperedView(before.mean, before.variance * square[:, None], before, square)
 
     @property
     def noise(self) -> Tensor:
@@ -240,3 +227,65 @@ class Tempered(Posterior):
         """See `Posterior`."""
         pairs = zip(self.before.hyperparameters, self.factor.tolist())
         return tuple(h | {"temperature": factor} for h, factor in pairs)
+
+
+# -- the same at points
+
+
+@dataclass(frozen=True)
+class _IndependentView(View):
+    """Views of independent tasks."""
+
+    mean: Tensor
+    variance: Tensor
+    parts: tuple[View, ...]
+
+    def covariance(self, other: _IndependentView) -> Tensor:
+        """See `View`."""
+        return torch.cat([a.covariance(b) for a, b in zip(self.parts, other.parts)])
+
+
+@dataclass(frozen=True)
+class _MixtureView(View):
+    """Views of the explanations, and the deviations (k, n) of their means from the common one."""
+
+    mean: Tensor
+    variance: Tensor
+    off: Tensor
+    parts: tuple[View, ...]
+    weights: Tensor
+
+    def covariance(self, other: _MixtureView) -> Tensor:
+        """See `View`."""
+        total = ((self.weights[:, None] * self.off).T @ other.off)[None]
+        for weight, a, b in zip(self.weights.tolist(), self.parts, other.parts):
+            total.add_(a.covariance(b), alpha=weight)
+        return total
+
+
+@dataclass(frozen=True)
+class _ConditionedView(View):
+    """A view of the belief before, and the gain L^-1 cov(seen, points), (m, n)."""
+
+    mean: Tensor
+    variance: Tensor
+    before: View
+    gain: Tensor
+
+    def covariance(self, other: _ConditionedView) -> Tensor:
+        """See `View`."""
+        return self.before.covariance(other.before) - (self.gain.T @ other.gain)[None]
+
+
+@dataclass(frozen=True)
+class _TemperedView(View):
+    """A view of the belief as fitted, and the factor on the variances, (t,)."""
+
+    mean: Tensor
+    variance: Tensor
+    before: View
+    square: Tensor
+
+    def covariance(self, other: _TemperedView) -> Tensor:
+        """See `View`."""
+        return self.before.covariance(other.before) * self.square[:, None, None]

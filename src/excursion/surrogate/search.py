@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FitError, InvalidStrategy, ShapeError
-from . import Observations, Posterior, Surrogate
+from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
 from .composition import (
     FAMILIES,
@@ -539,40 +539,34 @@ class ComposedProcess(Posterior):
 
     def _component(self, term: tuple[Atom, ...], u: Tensor) -> Component:
         kernel = term[0] if len(term) == 1 else Product(term)
-        mean, variance = self._standardised(kernel, u)
+        mean, variance, _ = self._standardised(kernel, u)
         name, formula = term_in_words(term, self.names), expression(canonical(kernel), self.names)
         return Component(name, formula, self.scale * mean, self.scale**2 * variance)
 
-    def _standardised(self, kernel: Kernel, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (n,) and variance (n,) of the part of the process that has this kernel."""
+    def _standardised(self, kernel: Kernel, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (n,) and variance (n,) of the part of the process that has this kernel, and L^-1 k(data, u)."""
         v = solve(self.factor, _matrix(kernel, self.u, u))
         prior = torch.from_numpy(evaluate(kernel, _columns(u, -1), _columns(u, -1)))
-        return v.T @ self.white, (prior - (v**2).sum(0)).clamp_min(1e-14)
+        return v.T @ self.white, (prior - (v**2).sum(0)).clamp_min(1e-14), v
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        mean, variance = self._standardised(self.kernel, u)
-        return (self.shift + self.scale * mean)[None], (self.scale**2 * variance)[None]
+        view = self.view(u)
+        return view.mean, view.variance
 
     def joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `Posterior`."""
-        v = solve(self.factor, _matrix(self.kernel, self.u, u))
-        covariance = _matrix(self.kernel, u, u) - v.T @ v
-        return (self.shift + self.scale * (v.T @ self.white))[None], (self.scale**2 * covariance)[None]
+        view = self.view(u)
+        return view.mean, view.covariance(view)
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Posterior`."""
-        return self.covariance_with(b)(a)
+        return self.view(a).covariance(self.view(b))
 
-    def covariance_with(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+    def view(self, u: Tensor) -> _ComposedView:
         """See `Posterior`."""
-        va = solve(self.factor, _matrix(self.kernel, self.u, a))
-
-        def cross(b: Tensor) -> Tensor:
-            vb = solve(self.factor, _matrix(self.kernel, self.u, b))
-            return (self.scale**2 * (_matrix(self.kernel, b, a) - vb.T @ va))[None]
-
-        return cross
+        mean, variance, v = self._standardised(self.kernel, u)
+        return _ComposedView((self.shift + self.scale * mean)[None], (self.scale**2 * variance)[None], self, u, v)
 
     @property
     def noise(self) -> Tensor:
@@ -615,6 +609,22 @@ class ComposedProcess(Posterior):
                 ],
             },
         )
+
+
+@dataclass(frozen=True)
+class _ComposedView(View):
+    """A process at n points u, with v = L^-1 k(data, u)."""
+
+    mean: Tensor
+    variance: Tensor
+    process: ComposedProcess
+    u: Tensor
+    v: Tensor
+
+    def covariance(self, other: _ComposedView) -> Tensor:
+        """See `View`."""
+        prior = _matrix(self.process.kernel, self.u, other.u)
+        return (self.process.scale**2 * (prior - self.v.T @ other.v))[None]
 
 
 def search_kernel(data: Observations, **settings: Any) -> ComposedProcess:

@@ -162,14 +162,15 @@ class Evidence:
         # A few steps from each slant; then on from the best.
         slants = [0.0, -1.0, 1.0] if d == 2 else [0.0]
         begin = [np.concatenate([t[:d], np.full(m, w), t[-2:]]) for t in (plain[0], *starts) for w in slants]
-        short = sorted((self._descend([t], 10) for t in begin), key=lambda found: found[1])[: 3 if d == 2 else 2]
-        tilted = [self._descend([theta], max_iter) for theta, _ in short]
-        price = 0.5 * m * math.log(n)
-        return ([] if metric == "full" else [plain]) + [(theta, value + price) for theta, value in tilted]
+        short = sorted((self._descend([t], 10) for t in begin), key=lambda found: found[1])
+        most = 1 if len(starts) == 1 else 3 if d == 2 else 2
+        return ([] if metric == "full" else [plain]) + [self.polished(theta, max_iter) for theta, _ in short[:most]]
 
     def polished(self, theta: np.ndarray, max_iter: int) -> tuple[np.ndarray, float]:
-        """The maximum near theta, with the metric that theta has, and its negative log posterior without price."""
-        return self._descend([theta], max_iter)
+        """The maximum near theta, with the metric that theta has, and its negative log posterior, price included."""
+        n, d = self.u.shape
+        best, value = self._descend([theta], max_iter)
+        return best, value + 0.5 * (len(theta) - d - 2) * math.log(n)
 
     def held_out(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each observation given all others, both (n,), in closed form.
@@ -200,7 +201,7 @@ class Evidence:
                 jac=True,
                 method="L-BFGS-B",
                 bounds=[*bounds, _BOUNDS["amplitude"], _BOUNDS["nugget"]],
-                options={"maxiter": max_iter, "ftol": 1e-8, "gtol": 1e-4},
+                options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-4},
             )
             if best is None or found.fun < best.fun:
                 best = found

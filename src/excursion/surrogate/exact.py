@@ -270,12 +270,18 @@ class GaussianProcess(Surrogate):
         guesses = first_guesses(d, self.restarts)
         few, some = (telling(data.y.numpy(), levels, n) for n in (FEW, SOME))
         found: list[_Explanation] = []
+        first: list[_Explanation] = []
         for name in names:
             evidence = Evidence(name, *data.arrays(few))
-            for theta, value in evidence.modes(self.metric, guesses, self.max_iter):
+            if found:  # the maxima of another kernel are near those of the first
+                modes = [evidence.polished(e.theta, self.max_iter // 2) for e in first]
+            else:
+                modes = evidence.modes(self.metric, guesses, self.max_iter)
+            for theta, value in modes:
                 same = any(e.name == name and abs(e.value - value) < 1e-3 for e in found)
                 if not same:
                     found.append(_Explanation(name, theta, value).scored(evidence, levels, side[few]))
+            first = first or list(found)
         found.sort(key=lambda e: -e.score)
         if len(some) > len(few):
             followed = []

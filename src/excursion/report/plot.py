@@ -413,7 +413,9 @@ def plot_optimum(
         fixed = {p: v for p, v in optimum.x.items() if p not in names} | dict(fixed or {})
     grid = draw.slice_of(space, names, fixed, n, 2)
     with draw.canvas(ax, style, 1.12 if colorbar else 1.0) as ax:
-        mesh, handles = draw.median(ax, space, grid, _median(result, grid))
+        # Matplotlib's colour scale overflows where the range of the values does.
+        median = np.clip(_median(result, grid), -1e300, 1e300)
+        mesh, handles = draw.median(ax, space, grid, median)
         handles.insert(0, draw.star(ax, [optimum.x[p] for p in grid.names], _optimum_text(result, optimum)))
         if show_points:
             handles += draw.points(ax, space, result.history, grid, order)

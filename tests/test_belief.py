@@ -116,11 +116,19 @@ def test_the_temperature_is_the_maximum_of_its_posterior():
     sign = np.array([1.0 if t.outcome.values["f"] >= 0 else -1.0 for t in trials])
 
     def loss(log_t):
-        return -norm.logcdf(sign * norm.ppf(p) / math.exp(log_t)).sum() - norm.logpdf(log_t, 0, 0.4)
+        chance = 0.96 * norm.cdf(sign * norm.ppf(p) / math.exp(log_t)) + 0.02
+        return -np.log(chance).sum() - norm.logpdf(log_t, 0, 0.25)
 
     best = math.exp(minimize_scalar(loss, bounds=(0, 2.5), method="bounded").x)
-    assert best > 1.5
+    assert best > 1.3
     assert temperature(Task("f", 0.0), trials) == pytest.approx(best, rel=2e-3)
+
+
+def test_one_surprise_does_not_spoil_all_other_predictions():
+    f = lambda x, y: x - 0.5  # noqa: E731
+    p = [0.95 if t.outcome.values["f"] >= 0 else 0.05 for t in history(f, 24)]
+    p[7] = 1e-12 if p[7] > 0.5 else 1 - 1e-12
+    assert temperature(Task("f", 0.0), history(f, 24, predicted=p)) < 1.2
 
 
 def test_predictions_that_come_true_cool_nothing():

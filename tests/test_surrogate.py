@@ -254,6 +254,12 @@ def test_half_of_the_data_censored_gives_the_right_side():
     assert variance[0, beyond].mean() > variance[0, truth < 0].mean()  # only the side is known there
 
 
+def test_values_too_small_for_double_precision_are_refused():
+    u = points(6)
+    with pytest.raises(FitError, match="values must differ by more than 1e-140, got a deviation of .*e-16"):
+        GaussianProcess().fit(Observations.exact(u, 1e-160 * u[:, 0]))
+
+
 def test_only_censored_values():
     u = points(6)
     data = Observations(

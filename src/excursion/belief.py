@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_ndtr, ndtri
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from .data import INFORMATIVE, Trial
@@ -165,16 +165,19 @@ def _settled(problem: Problem, task: Task, done: Sequence[Trial]) -> Task:
 # ------------------------------------------------------------------------------------------------- calibration
 
 #: Mean 0 and this standard deviation of the normal prior on the log temperature.
-_PRIOR = 0.4
-#: So many of the latest predictions count.
-_LATEST = 60
+_PRIOR = 0.25
+#: So many of the latest predictions count: a belief is not to be blamed for what an older one did not know.
+_LATEST = 24
+#: Chance of a surprise that no temperature explains (a cliff where none was known).
+_SURPRISE = 0.02
 
 
 def temperature(task: Task, trials: Sequence[Trial]) -> float:
     """Factor by which standard deviations should have been larger, from the class predicted and the class seen.
 
     Each proposal was stored with the probability p_i that its value is above the threshold. With u_i = Phi^-1(p_i) the
-    factor t maximises sum_i ln Phi(s_i u_i / t) + ln N(ln t; 0, .4^2), where s_i = +1 if the value was above, else -1.
+    factor t maximises sum_i ln((1 - 2 e) Phi(s_i u_i / t) + e) + ln N(ln t; 0, .25^2), where s_i = +1 if the value was
+    above, else -1, and e = .02 is the chance of a surprise: one sure prediction that fails does not spoil all others.
     It is never below 1: predictions that come true too often are no reason to trust a belief more than it does itself.
     """
     signs, scores = [], []
@@ -192,6 +195,7 @@ def temperature(task: Task, trials: Sequence[Trial]) -> float:
     margin = np.array(signs) * np.array(scores)
 
     def loss(log_t: float) -> float:
-        return float(0.5 * (log_t / _PRIOR) ** 2 - log_ndtr(margin / math.exp(log_t)).sum())
+        likelihood = (1 - 2 * _SURPRISE) * ndtr(margin / math.exp(log_t)) + _SURPRISE
+        return float(0.5 * (log_t / _PRIOR) ** 2 - np.log(likelihood).sum())
 
     return math.exp(max(0.0, round(float(minimize_scalar(loss, bounds=(-0.1, 2.5), method="bounded").x), 3)))

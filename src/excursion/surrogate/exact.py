@@ -236,6 +236,11 @@ class GaussianProcess(Surrogate):
             scale = spread * ((z - shift) / spread).square().mean().sqrt()  # squares of tiny numbers underflow
         else:  # constant so far: nothing to standardise by but its own size
             scale = shift.abs() if shift != 0 else torch.ones_like(shift)
+        if scale < 1e-140:
+            raise FitError(
+                f"Gaussian process: values must differ by more than 1e-140, got a deviation of {float(scale):.3g}. "
+                "Variances would vanish in double precision: use a smaller unit"
+            )
         y, known, thresholds = (z - shift) / scale, variance / scale**2, ((levels - shift) / scale).numpy()
         exact = side == 0
         data = _Standardised(u, y, known, (~exact).to(u.dtype), self.mean)

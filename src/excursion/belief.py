@@ -83,7 +83,8 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         side = torch.where(beyond & (side == 0), z.sign(), side)
         finite = torch.cat([z[~beyond], task.levels])
         finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
-        slope = torch.where(y.isfinite() & ~beyond, task.map.slope(y), torch.zeros_like(y))
+        slope = task.map.slope(y)
+        slope = torch.where(y.isfinite() & slope.isfinite() & ~beyond, slope, torch.zeros_like(y))
         columns.append(z.clamp(finite.min(), finite.max()))
         # The slope of a logarithm may be infinite.
         variances.append((variance.sqrt() * slope.clamp_max(1e300)).clamp_max(1e60) ** 2)

@@ -429,7 +429,7 @@ def test_everybody_works_on_the_store_of_a_run(tmp_path: Path) -> None:
     with Process("run", write_spec(tmp_path, seconds=0.6, budget=10), "--no-progress") as process:
         until(lambda: finished(store), process)
         found = json.loads(said("status", store, "--json"))
-        assert 1 <= found["counts"].get("running", 0) <= 2
+        assert found["counts"].get("running", 0) <= 2  # none between two rounds
         assert 1 <= found["finished"] < 9
         (point,) = json.loads(said("ask", store, "--json"))
         assert said("tell", store, point["number"], "--value", "f=0.25", "--value", "g=0.75") != ""

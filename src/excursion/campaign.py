@@ -68,7 +68,7 @@ class Strategy:
     acquisition: Acquisition | None = None
     search: Search = field(default_factory=Search)
     design_size: int | None = None
-    exploration: float = 0.1
+    exploration: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:

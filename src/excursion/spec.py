@@ -266,7 +266,7 @@ class _Strategy(pydantic.BaseModel):
     surrogate: str | dict[str, Any] = "GaussianProcess"
     search: dict[str, Any] = {}
     design_size: Annotated[int, pydantic.Field(ge=2)] | None = None
-    exploration: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.1
+    exploration: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
 
 

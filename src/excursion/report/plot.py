@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .. import levelset
-from ..belief import observations
+from ..belief import believe
 from ..campaign import uncertainty
 from ..contours import Slice, trace
 from ..data import INFORMATIVE, Trial
@@ -606,8 +606,8 @@ def plot_convergence(
     recipe = surrogate or GaussianProcess()
     left: dict[str, list[float]] = {name: [] for name in result.problem.task_names}
     for k in ks:
-        belief = recipe.fit(observations(result.problem, done[: useful[k - 1]]))
-        for name, value in uncertainty(result.problem, belief).items():
+        belief = believe(result.problem, recipe, done[: useful[k - 1]])
+        for name, value in uncertainty(result.problem, belief.posterior).items():
             left[name].append(max(value, 1e-9))  # less is none, and none has no place on a log scale
     with draw.canvas(ax, style) as ax:
         from matplotlib.ticker import MaxNLocator

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from excursion.errors import FitError, InvalidStrategy, ShapeError
-from excursion.surrogate import GaussianProcess, Observations
+from excursion.surrogate import GaussianProcess, Observations, Tempered
 from excursion.surrogate.censored import _hazard, censored_sites
 from excursion.surrogate.evidence import Evidence, split, tilts
 from excursion.surrogate.linalg import JITTERS, cholesky
@@ -344,3 +344,14 @@ def test_the_class_decides_between_explanations():
     informed = Observations(exact.u, exact.z, exact.variance, exact.side, levels)
     wrong = (GaussianProcess().fit(informed).marginal(at)[0][0] > 0) != (f(at) > 0)
     assert wrong.double().mean() < 0.01
+
+
+def test_tempered_covariances_are_scaled_like_variances():
+    u = points(8)
+    before = GaussianProcess().fit(Observations.exact(u, torch.stack([torch.sin(5 * u[:, 0]), u[:, 1]], 1)))
+    after = Tempered(before, torch.tensor([2.0, 3.0], dtype=torch.float64))
+    a, b = points(3, seed=4), points(5, seed=5)
+    square = torch.tensor([4.0, 9.0], dtype=torch.float64)[:, None, None]
+    assert torch.allclose(after.cross(a, b), square * before.cross(a, b))
+    assert torch.allclose(after.joint(a)[1], square * before.joint(a)[1])
+    assert torch.allclose(after.view(a).variance, square[:, 0] * before.marginal(a)[1])

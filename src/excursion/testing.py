@@ -435,7 +435,8 @@ class SurrogateContract:
         posterior, new, at = surrogate.fit(data), _unit_points(3, seed=4), _unit_points(20, seed=5)
         z = torch.tensor([[0.3, 1.0], [-0.5, 2.0], [1.0, -3.0]], dtype=torch.float64)
         noise = torch.tensor([[0.1, 0.5], [0.2, 0.1], [0.05, 1.0]], dtype=torch.float64)
-        after_mean, after_variance = posterior.condition(new, z, noise).marginal(at)
+        other, after = _unit_points(4, seed=3), posterior.condition(new, z, noise)
+        after_mean, after_variance = after.marginal(at)
         for i in range(2):
             gram = posterior.joint(new)[1][i] + torch.diag(noise[:, i])
             gain = torch.linalg.solve(gram, posterior.cross(new, at)[i]).T
@@ -444,6 +445,8 @@ class SurrogateContract:
             assert torch.allclose(after_mean[i], expect, rtol=1e-6, atol=1e-8)
             expect = variance - (gain * posterior.cross(new, at)[i].T).sum(1)
             assert torch.allclose(after_variance[i], expect, rtol=1e-5, atol=1e-8)
+            expect = posterior.cross(at, other)[i] - gain @ posterior.cross(new, other)[i]
+            assert torch.allclose(after.cross(at, other)[i], expect, rtol=1e-5, atol=1e-8)
 
     def test_pending_points_shrink_the_variance_and_leave_the_mean(
         self, surrogate: Surrogate, data: Observations

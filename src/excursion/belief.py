@@ -120,10 +120,7 @@ def settle(problem: Problem, trials: Sequence[Trial]) -> Problem:
     part of the log density of the values y, which decides where the classes do not.
 
     The choice is made anew whenever the number of observations has grown by a fifth, from the first so many: a
-    function of the history, and cheap.
-
-    Raises:
-        FitError: fewer than two trials hold values, and a transform is to be settled.
+    function of the history, and cheap. Before two are known it is the simplest.
     """
     if not any(t.transform == "auto" for t in problem.tasks):
         return problem

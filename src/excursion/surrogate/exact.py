@@ -28,7 +28,7 @@ from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
 from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, split
 from .joined import Independent, Mixture
-from .linalg import cholesky, solve
+from .linalg import bordered, cholesky, solve
 
 
 def _basis(u: Tensor, mean: str) -> Tensor:
@@ -129,8 +129,7 @@ class _Process(Posterior):
             white = torch.zeros(len(u), dtype=u.dtype)  # what is seen is what was expected
         else:
             white = solve(corner, ((z[:, 0] - self.shift) / self.scale - mean)[:, None])[:, 0]
-        zeros = torch.zeros(len(self.u), len(u), dtype=u.dtype)
-        factor = torch.cat([torch.cat([self.factor, zeros], 1), torch.cat([v.T, corner], 1)], 0)
+        factor = bordered(self.factor, v, corner)
         return replace(self, u=torch.cat([self.u, u]), factor=factor, white=torch.cat([self.white, white]))
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import Posterior, View
-from .linalg import cholesky, solve
+from .linalg import bordered, cholesky, solve
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ class Conditioned(Posterior):
         corner = cholesky(view.covariance(view)[0] + torch.diag(noise))
         # Without z, what is seen is what was expected.
         white = torch.zeros(len(u), dtype=u.dtype) if z is None else solve(corner, z - view.mean.T)[:, 0]
-        zeros = torch.zeros(len(self.u), len(u), dtype=u.dtype)
-        factor = torch.cat([torch.cat([self.factor, zeros], 1), torch.cat([v.T, corner], 1)], 0)
+        factor = bordered(self.factor, v, corner)
         return replace(self, u=torch.cat([self.u, u]), factor=factor, white=torch.cat([self.white, white]))
 
     @property

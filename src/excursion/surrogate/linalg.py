@@ -31,3 +31,15 @@ def cholesky(matrix: Tensor) -> Tensor:
 def solve(factor: Tensor, right: Tensor) -> Tensor:
     """L^-1 right for a lower triangular L."""
     return torch.linalg.solve_triangular(factor, right, upper=False)
+
+
+def bordered(factor: Tensor, v: Tensor, corner: Tensor) -> Tensor:
+    """The Cholesky factor of a matrix with m more rows and columns.
+
+    Args:
+        factor: L of the matrix before, (n, n).
+        v: L^-1 times the new columns' upper part, (n, m).
+        corner: the factor of the Schur complement, (m, m).
+    """
+    zeros = torch.zeros(len(factor), len(corner), dtype=factor.dtype)
+    return torch.cat([torch.cat([factor, zeros], 1), torch.cat([v.T, corner], 1)], 0)

@@ -49,7 +49,7 @@ from .composition import (
     with_parameters,
 )
 from .joined import Independent
-from .linalg import JITTERS, cholesky, solve
+from .linalg import JITTERS, bordered, cholesky, solve
 
 # -- the likelihood of one kernel
 
@@ -582,8 +582,7 @@ class ComposedProcess(Posterior):
             white = torch.zeros(len(u), dtype=u.dtype)  # what is seen is what was expected
         else:
             white = solve(corner, ((z[:, 0] - self.shift) / self.scale - v.T @ self.white)[:, None])[:, 0]
-        zeros = torch.zeros(len(self.u), len(u), dtype=u.dtype)
-        factor = torch.cat([torch.cat([self.factor, zeros], 1), torch.cat([v.T, corner], 1)], 0)
+        factor = bordered(self.factor, v, corner)
         return replace(self, u=torch.cat([self.u, u]), factor=factor, white=torch.cat([self.white, white]))
 
     @property

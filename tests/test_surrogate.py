@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.stats
+import threadpoolctl
 import torch
 
 from excursion.errors import FitError, InvalidStrategy, ShapeError
-from excursion.surrogate import GaussianProcess, Observations, Tempered
+from excursion.surrogate import GaussianProcess, Observations, Tempered, evidence
 from excursion.surrogate.censored import _hazard, censored_sites
 from excursion.surrogate.evidence import Evidence, split, tilts
+from excursion.surrogate.exact import DENSITY, SOME
 from excursion.surrogate.linalg import JITTERS, cholesky
 from excursion.testing import SurrogateContract
 
@@ -258,6 +260,46 @@ def test_values_too_small_for_double_precision_are_refused():
     u = points(6)
     with pytest.raises(FitError, match="values must differ by more than 1e-140, got a deviation of .*e-16"):
         GaussianProcess().fit(Observations.exact(u, 1e-160 * u[:, 0]))
+
+
+@pytest.mark.parametrize("bounds", [False, True])
+def test_among_many_data_the_search_sees_few_rows_on_one_thread(bounds, monkeypatch):
+    """Two pools of threads that spin beside each other more than double the time of a search among small matrices."""
+    u = points(600)
+    f = u[:, 0] ** 2 + u[:, 1]
+    side = (f > 1.2).double() if bounds else torch.zeros(600).double()
+    data = Observations(
+        u, torch.where(side > 0, torch.full_like(f, 1.2), f)[:, None], torch.zeros(600, 1).double(), side[:, None]
+    )
+    seen, real = [], evidence._correlation
+    pools = threadpoolctl.ThreadpoolController()
+
+    def watched(name, r2):
+        seen.append((len(r2), torch.get_num_threads(), max(pool["num_threads"] for pool in pools.info())))
+        return real(name, r2)
+
+    monkeypatch.setattr(evidence, "_correlation", watched)
+    before = torch.get_num_threads()
+    try:
+        with pools.limit(limits=2):
+            torch.set_num_threads(2)
+            GaussianProcess(kernel="matern52", restarts=1, max_iter=12).fit(data)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert max(rows for rows, *_ in seen) == SOME
+    assert {count for _, *counts in seen for count in counts} == {1}
+
+
+def test_scores_count_the_unit_of_the_values():
+    """A score is a density in the values as given: ten times the values, a tenth of the density of each."""
+    u = points(30)
+    f = torch.sin(4 * u[:, :1]) + u[:, 1:]
+    data = Observations(u, f, torch.zeros_like(f), torch.zeros_like(f), (torch.tensor([0.5]).double(),))
+    scaled = Observations(u, 10 * f, torch.zeros_like(f), torch.zeros_like(f), (torch.tensor([5.0]).double(),))
+    recipe = GaussianProcess(kernel="matern52", restarts=1, average=False)
+    (plain,), (ten,) = recipe.scores(data), recipe.scores(scaled)
+    assert ten - plain == pytest.approx(-DENSITY * 30 * math.log(10), abs=1e-4)
 
 
 def test_only_censored_values():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ with warnings.catch_warnings():
     import gpytorch
 
 from ..errors import FitError, InvalidStrategy
+from ..threads import one_thread
 from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
 from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, split
@@ -205,7 +207,7 @@ class GaussianProcess(Surrogate):
 
     def fit(self, data: Observations) -> Posterior:
         """Fit each task on its own; see `Surrogate.fit`."""
-        parts = [belief for belief, _ in self._each(data)]
+        parts: list[Posterior] = self._each(GaussianProcess.fit_task, data)
         return parts[0] if len(parts) == 1 else Independent(tuple(parts))
 
     def scores(self, data: Observations) -> list[float]:
@@ -215,20 +217,45 @@ class GaussianProcess(Surrogate):
         Comparable between monotone transforms of the same values once `DENSITY` times the log of the Jacobian,
         sum_i ln dz_i/dy_i, is added.
         """
-        return [score for _, score in self._each(data)]
+        return self._each(GaussianProcess.score_task, data)
 
     @torch.no_grad()
-    def _each(self, data: Observations) -> list[tuple[Posterior, float]]:
+    def _each(self, work: Callable[..., Any], data: Observations) -> list[Any]:
         if len(data) < 2:
             raise FitError(f"Gaussian process: needs at least 2 observations, got {len(data)}. Evaluate more points")
         thresholds = data.levels or (torch.zeros(0, dtype=torch.float64),) * data.z.shape[1]
         return [
-            _remembered(self, len(data), *(a.numpy().tobytes() for a in (data.u, z, variance, side, levels)))
+            _remembered(work, self, len(data), *(a.numpy().tobytes() for a in (data.u, z, variance, side, levels)))
             for z, variance, side, levels in zip(data.z.T, data.variance.T, data.side.T, thresholds)
         ]
 
-    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> tuple[Posterior, float]:
-        """The belief about one task from values z (n,), variances, sides and its thresholds (k,); and its score."""
+    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> Posterior:
+        """The belief about one task from values z (n,), variances, sides and its thresholds (k,)."""
+        data, thresholds, found = self._sought(u, z, variance, side, levels)
+        y, known, exact = data.y, data.noise, side == 0
+        if not exact.all():
+            # The gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are alternated;
+            # the explanations were sought with the bounds as values.
+            best, some = found[0], telling(y.numpy(), thresholds, SOME)
+            for _ in range(2):
+                data = data.with_sites(best, y, known, side)
+                best = best.polished(data, some, self.max_iter)
+            found = [best, *(other.polished(data, some, self.max_iter) for other in found[1:])]
+            data = data.with_sites(best, y, known, side)
+        typical = known[exact].mean() if exact.any() else torch.zeros_like(data.shift)
+        parts = tuple(data.process(e, typical) for e in found)
+        weights = np.exp(np.array([e.weight for e in found]))
+        return parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
+
+    def score_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> float:
+        """One of `scores`, from the same arguments as `fit_task`; no belief is made."""
+        data, _, found = self._sought(u, z, variance, side, levels)
+        return found[0].score - DENSITY * float((side == 0).sum() * data.scale.log())
+
+    def _sought(
+        self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor
+    ) -> tuple[_Standardised, np.ndarray, list[_Explanation]]:
+        """Standardised observations and thresholds (k,), and what explains them."""
         shift = z.mean()
         spread = (z - shift).abs().max()
         if spread > 1e-12 * shift.abs():
@@ -240,25 +267,12 @@ class GaussianProcess(Surrogate):
                 f"Gaussian process: values must differ by more than 1e-140, got a deviation of {float(scale):.3g}. "
                 "Variances would vanish in double precision: use a smaller unit"
             )
-        y, known, thresholds = (z - shift) / scale, variance / scale**2, ((levels - shift) / scale).numpy()
-        exact = side == 0
-        data = _Standardised(u, y, known, (~exact).to(u.dtype), self.mean)
-        found = self._explanations(data, thresholds, side.numpy())
-        score = found[0].score - DENSITY * float(exact.sum() * scale.log())
-        if not exact.all():
-            # The gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are alternated;
-            # the explanations were sought with the bounds as values.
-            best = found[0]
-            for _ in range(2):
-                data = data.with_sites(best, y, known, side)
-                best = best.polished(data, self.max_iter)
-            found = [best, *(other.polished(data, self.max_iter) for other in found[1:])]
-            data = data.with_sites(best, y, known, side)
-        typical = known[exact].mean() if exact.any() else torch.zeros_like(shift)
-        parts = tuple(data.process(e, shift, scale, typical) for e in found)
-        weights = np.exp(np.array([e.weight for e in found]))
-        belief = parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
-        return belief, score
+        thresholds = ((levels - shift) / scale).numpy()
+        data = _Standardised(
+            u, (z - shift) / scale, variance / scale**2, (side != 0).to(u.dtype), self.mean, shift, scale
+        )
+        with one_thread(SOME):  # the search sees no more rows than that
+            return data, thresholds, self._explanations(data, thresholds, side.numpy())
 
     def _explanations(self, data: _Standardised, levels: np.ndarray, side: np.ndarray) -> list[_Explanation]:
         """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average` and few data.
@@ -349,23 +363,25 @@ class _Explanation:
             total += np.maximum(log_ndtr(sign * (mean - level) / np.sqrt(variance)), -14.0)[known].sum()
         return replace(self, score=float(total))
 
-    def polished(self, data: _Standardised, max_iter: int) -> _Explanation:
-        evidence = Evidence(self.name, *data.arrays(slice(None)))
-        theta, value = evidence.polished(self.theta, max_iter)
+    def polished(self, data: _Standardised, index: np.ndarray, max_iter: int) -> _Explanation:
+        with one_thread(len(index)):
+            theta, value = Evidence(self.name, *data.arrays(index)).polished(self.theta, max_iter)
         return replace(self, theta=theta, value=value)
 
 
 @dataclass(frozen=True)
 class _Standardised:
-    """Gaussian observations of one task in standardised units; those with ``site`` 1 stand for bounds."""
+    """Gaussian observations of one task in standardised units, (z - shift)/scale; ``site`` 1 stands for a bound."""
 
     u: Tensor
     y: Tensor
     noise: Tensor
     site: Tensor
     mean: str
+    shift: Tensor
+    scale: Tensor
 
-    def arrays(self, index: np.ndarray | slice) -> list[np.ndarray]:
+    def arrays(self, index: np.ndarray) -> list[np.ndarray]:
         """What `Evidence` needs of some of the observations."""
         u = self.u[index]
         return [t.numpy() for t in (u, _basis(u, self.mean), self.y[index], self.noise[index], 1 - self.site[index])]
@@ -382,20 +398,20 @@ class _Standardised:
         values, noise = censored_sites(gram, _basis(self.u, self.mean) @ beta, y, known + nugget, side)
         return replace(self, y=values, noise=torch.where(side == 0, known, noise))
 
-    def process(self, e: _Explanation, shift: Tensor, scale: Tensor, typical: Tensor) -> _Process:
-        """The belief under e."""
+    def process(self, e: _Explanation, typical: Tensor) -> _Process:
+        """The belief under e; ``typical`` is the known variance of an observation to come."""
         kernel, mix, nugget, gram = self._gram(e)
         covariance = gram + torch.diag(self.noise + (1 - self.site) * nugget)
         factor, white, beta = _profile(covariance, self.u, self.y, self.mean)
-        return _Process(kernel, mix, self.mean, beta, shift, scale, nugget, typical, self.u, factor, white)
+        return _Process(kernel, mix, self.mean, beta, self.shift, self.scale, nugget, typical, self.u, factor, white)
 
 
 @functools.lru_cache(maxsize=64)
-def _remembered(recipe: GaussianProcess, n: int, *data: bytes) -> tuple[Posterior, float]:
-    """`GaussianProcess.fit_task`, which is a pure function: asks, status and pictures of one history fit it once."""
+def _remembered(work: Callable[..., Any], recipe: GaussianProcess, n: int, *data: bytes) -> Any:
+    """`GaussianProcess.fit_task` or `score_task`, pure functions: asks, status and pictures of one history fit once."""
     # An empty buffer is refused: no thresholds.
     tensors = [torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data]
-    return recipe.fit_task(tensors[0].reshape(n, -1), *tensors[1:])
+    return work(recipe, tensors[0].reshape(n, -1), *tensors[1:])
 
 
 def _profile(covariance: Tensor, u: Tensor, y: Tensor, mean: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -395,6 +395,12 @@ def test_report_of_a_small_result(tmp_path):
     assert "| ellipsoid_7D † | 7 | **10** | > 250 | – | – | – |" in table
     assert f"| *ours / method, geometric mean* |  |  | {math.sqrt(0.5 * 0.375):.2f} | 0.40 | 0.05 | **0.43** |" in table
     assert report.grid_sentence(results, 5) == "2-D 20"
+    # The grid of 400 gets to 1 % and no further.
+    assert "| fast_2D | 2 | 400 / 20 = 20 | > 400 / 40 = > 10 | > 400 / 40 = > 10 | > 400 / 40 = > 10 |" in (
+        report.grid_table(results, 5)
+    )
+    assert "| *geometric mean* | 2 | **20** of 1 | **> 10** of 1 |" in report.grid_table(results, 5)
+    assert report.grid_table(results, 5) in report.fragment(results)
     assert "| EFF | 1.50 | 0 of 1 | 0.50 |" in report.criteria_table(results, 5)
     assert "| bichon | 80 | 1 % | 2.5 % | – |" in report.errors_table(results, 5)
     assert "fast_2D" not in report.errors_table(results, 5)
@@ -408,6 +414,10 @@ def test_a_grid_is_compared_at_the_error_that_ours_reaches(tmp_path):
     results = report.Results.read(tmp_path)
     assert report.grid_ratio(results, 1, PROBLEMS["fast_2D"]) == 400 / 80
     assert math.isnan(report.grid_ratio(results, 1, PROBLEMS["bichon"]))
+    # Ours misses 1 %, and is compared where it ends: 300 wrong points, which a grid of 400 beats.
+    assert report.against_grid(results, 1, PROBLEMS["fast_2D"], 0.01) is None
+    assert report.against_grid(results, 1, PROBLEMS["fast_2D"], None) == (80, 400)
+    assert report.against_grid(results, 1, PROBLEMS["bichon"], None) is None
 
 
 def test_quartiles_carry_the_last_error_of_runs_that_ended_early():

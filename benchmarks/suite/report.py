@@ -27,6 +27,8 @@ BEGIN, END = "<!-- begin: benchmarks.suite.report -->", "<!-- end: benchmarks.su
 #: In this order after the peers; the forest counts as one, points of ours without a criterion and a grid do not.
 BASELINES = ("forest", "sobol", "grid")
 BATCHES = (1, 5)
+#: Errors at which ours and a grid are compared; None: that of ours at the end of its runs.
+GRID_GOALS = (0.01, 0.005, 0.002, None)
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,64 @@ def grid_sentence(results: Results, batch: int) -> str:
     return "; ".join(parts)
 
 
+def against_grid(results: Results, batch: int, problem: TestProblem, goal: float | None) -> tuple[float, float] | None:
+    """Evaluations of ours and of a grid with linear interpolation that end at or below an error.
+
+    Args:
+        results: of the runs.
+        batch: size of ours.
+        problem: to be compared on.
+        goal: the error; None means that of ours at the end of its runs (medians over seeds, at least one test point).
+
+    Returns:
+        None without runs, or where ours does not reach the goal. The grid's is infinite where the largest one does
+        not suffice.
+    """
+    ours, grid = results.get("excursion", batch, problem.name), results.get("grid", batch, problem.name)
+    if not ours or not grid:
+        return None
+    if goal is None:
+        mine = statistics.median(r["n"] for r in ours)
+        goal = max(results.last_error("excursion", batch, problem.name), 1 / TEST_POINTS)
+    else:
+        mine = results.evaluations("excursion", batch, problem.name, goal) or math.inf
+    theirs = results.evaluations("grid", batch, problem.name, goal)
+    return None if theirs is None or not math.isfinite(mine) or math.isnan(goal) else (mine, theirs)
+
+
+def grid_table(results: Results, batch: int) -> str:
+    """Grid and ours at the same error in two to four dimensions: evaluations, ratios, geometric means per dimension.
+
+    A grid that never gets there counts with the largest one tried: such a ratio, and its mean, is a lower bound.
+    """
+    rows = []
+    for d in (2, 3, 4):
+        found: list[list[tuple[float, bool]]] = [[] for _ in GRID_GOALS]
+        for p in (p for p in results.problems if p.dim == d and p.group == "main"):
+            cells = []
+            for goal, ratios in zip(GRID_GOALS, found):
+                if (pair := against_grid(results, batch, p, goal)) is None:
+                    cells.append("–")
+                    continue
+                mine, theirs = pair
+                largest = max(r["curve"][-1][0] for r in results.get("grid", batch, p.name))
+                bound = math.isinf(theirs)
+                ratios.append((min(theirs, largest) / mine, bound))
+                cells.append(f"{count(theirs, largest)} / {mine:g} = {'> ' * bound}{times(ratios[-1][0])}")
+            if any(c != "–" for c in cells):
+                rows.append([p.name, str(d), *cells])
+        if any(found):
+            means = [
+                f"**{'> ' * any(b for _, b in ratios)}{times(geometric_mean(r for r, _ in ratios))}** of {len(ratios)}"
+                if ratios
+                else "–"
+                for ratios in found
+            ]
+            rows.append(["*geometric mean*", str(d), *means])
+    goals = ["ours at its end" if g is None else f"{100 * g:g} %" for g in GRID_GOALS]
+    return markdown(["grid / ours", "d", *goals], rows) if rows else ""
+
+
 def versions(results: Results) -> str:
     """Versions and commits that the runs name, how many seeds, and what went wrong."""
     seen: dict[str, set[str]] = {}
@@ -273,6 +333,8 @@ def fragment(results: Results, figures: Sequence[str] = ()) -> str:
                 parts += [f"Error at the end of the budget where that does not suffice, batches of {batch}:", table]
             if sentence := grid_sentence(results, batch):
                 parts += [f"A regular grid with linear interpolation needs so many times our evaluations: {sentence}."]
+            if table := grid_table(results, batch):
+                parts += [f"Evaluations of a grid and of ours at the same error, batches of {batch}:", table]
             if table := criteria_table(results, batch):
                 parts += [f"Our criteria, each by itself, batches of {batch}:", table]
     parts += ["### Seconds per suggested point", seconds_table(results)]

@@ -42,8 +42,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "scipy": ("",),
     "torch": ("",),
     "pydantic": ("",),
-    "gpytorch": ("surrogate/",),
-    "linear_operator": ("surrogate/",),
     "sqlalchemy": ("store.py",),
     "matplotlib": ("report/",),
     "mplhep": ("report/",),

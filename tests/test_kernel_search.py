@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -61,7 +62,9 @@ def gram(kernel, u):
 
 
 def test_simple_kernels_equal_gpytorch():
-    import gpytorch  # after this package, which knows of the warning that it gives
+    with warnings.catch_warnings():  # linear_operator uses torch.jit.script, which torch 2.13 deprecates
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        import gpytorch
 
     u = line(12)
     rbf, rq, periodic = (

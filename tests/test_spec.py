@@ -218,7 +218,7 @@ BAD = [
     ("SURR", "SUR", 15, "strategy.acquisition: must be the name of a criterion, got 'SURR'. Did you mean 'SUR'?"),
     ("{type: Straddle, kapa: 3}", "SUR", 15, "acquisition.kapa: this key is not known, got 'kapa'. Did you"),
     ("{type: Straddle, kappa: -3}", "SUR", 15, "strategy.acquisition: straddle: kappa must be positive"),
-    ("kernel: matern", "kernel: rbf", 16, "surrogate.kernel: must be 'auto', 'matern52', 'matern32' or 'rbf', got 'ma"),
+    ("kernel: matern", "kernel: rbf", 16, "surrogate.kernel: must be 'auto', 'matern52', 'matern32', 'rbf' or 'additi"),
     ("restarts: 99", "kernel: rbf", 16, "strategy.surrogate.restarts: Gaussian process: needs 1 <= restarts"),
     ("type: Forest", "kernel: rbf", 16, "must be the name of a surrogate, got 'Forest'. Known are Gaus"),
     ("type: KernelSerch", "kernel: rbf", 16, "got 'KernelSerch'. Did you mean 'KernelSearch'?"),

@@ -6,9 +6,16 @@ The metric: r^2 = sum_k v_k^2 / l_k^2 for v = (1 + W) (u - u'), W strictly lower
 length scale per parameter; any other metric can be written so. Limits on new physics follow mass differences more than
 masses: with a metric that may tilt, two parameters behave as one and far fewer evaluations are needed.
 
-Parameters theta: (log l, d; rows of W, m; log amplitude^2; log nugget), m = 0 or d (d - 1)/2.
+The kernels "matern52", "matern32" and "rbf" (squared exponential) depend on r alone. "additive" is a sum of functions
+of one parameter, of two, and of all: with z_i = exp(-(u_i - u_i')^2 / 2 l_i^2) and e_q the elementary symmetric
+polynomials, k = sum_q a_q e_q(z) / C(d, q) for q = 1, 2 and d. Its last term is "rbf". A function that is nearly a sum
+is known from far fewer points, above all in many dimensions.
+
+Parameters theta: (log l, d; rows of W, m; log variances; log nugget), m = 0 or d (d - 1)/2; one variance a, or one per
+order q.
 
 References:
+    Duvenaud, Nickisch and Rasmussen, NeurIPS 2011 (arXiv:1112.4394): additive kernels, section 2.
     Rasmussen and Williams, Gaussian Processes for Machine Learning (2006): eqs. 5.8, 5.9; section 5.1 for metrics.
     Hvarfner et al., ICML 2024 (arXiv:2402.02229): length-scale priors that grow with the dimension.
     Schwarz, Ann. Stat. 6 (1978) 461: the price of a parameter is ln(n)/2.
@@ -29,7 +36,7 @@ from ..errors import FitError
 from .linalg import cholesky
 
 #: Names of the correlations.
-KERNELS = ("matern52", "matern32", "rbf")
+KERNELS = ("matern52", "matern32", "rbf", "additive")
 #: (log length scale for d = 1, log amplitude^2, log nugget) where the search starts.
 STARTS = (
     (math.log(0.4), 0.0, math.log(1e-4)),
@@ -55,16 +62,22 @@ def lengthscale_prior(d: int) -> tuple[float, float]:
     return math.sqrt(2) + 0.5 * math.log(d), math.sqrt(3)
 
 
+def orders(kernel: str, d: int) -> tuple[int, ...]:
+    """How many parameters interact in each term of the kernel, ascending: there is a variance for each."""
+    return tuple(sorted({1, min(2, d), d})) if kernel == "additive" else (d,)
+
+
 def tilts(d: int) -> int:
     """Entries of W."""
     return d * (d - 1) // 2
 
 
-def split(theta: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Length scales (d,), 1 + W (d, d), amplitude^2 and nugget."""
+def split(kernel: str, theta: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Length scales (d,), 1 + W (d, d), the variance of each order and the nugget."""
     metric = np.eye(d)
-    metric[np.tril_indices(d, -1)] = theta[d:-2] if len(theta) > d + 2 else 0.0
-    return np.exp(theta[:d]), metric, math.exp(theta[-2]), math.exp(theta[-1])
+    end = len(theta) - 1 - len(orders(kernel, d))
+    metric[np.tril_indices(d, -1)] = theta[d:end] if end > d else 0.0
+    return np.exp(theta[:d]), metric, np.exp(theta[end:-1]), math.exp(theta[-1])
 
 
 @dataclass(frozen=True)
@@ -93,13 +106,14 @@ class Evidence:
         The mean's coefficients are at their best; by the envelope theorem they count as constant in the gradient.
         """
         n, d = self.u.shape
-        scales, mix, amplitude, nugget = split(theta, d)
-        tilted = len(theta) > d + 2
+        scales, mix, variances, nugget = split(self.kernel, theta, d)
+        end = len(theta) - 1 - len(variances)
+        tilted = end > d
         v = self.u @ mix.T
         differences = (v[:, None] - v[None]).transpose(2, 0, 1)  # (d, n, n)
         squares = differences**2
-        correlation, slope = _correlation(self.kernel, np.tensordot(scales**-2, squares, 1))
-        covariance = amplitude * correlation
+        terms, slopes = covariances(self.kernel, squares, scales, variances)
+        covariance = terms.sum(0)
         covariance.flat[:: n + 1] += self.noise + self.nuggets * nugget
         factor, failed = scipy.linalg.lapack.dpotrf(covariance, lower=1)
         if failed:
@@ -114,26 +128,29 @@ class Evidence:
         alpha = precision @ residual
         value = 0.5 * (residual @ alpha + RIDGE * beta @ beta) + np.log(np.diagonal(factor)).sum()
 
-        # dL/dK = (K^-1 - alpha alpha^T)/2 and dK/d(r^2) = -amplitude slope/2
+        # dL/dK = (K^-1 - alpha alpha^T)/2 and dK/d(r_k^2) = -slope_k/2
         pull = 0.5 * (precision - np.outer(alpha, alpha))
         gradient = np.empty_like(theta)
-        push = amplitude * pull * slope
-        gradient[:d] = np.einsum("ij,kij->k", push, squares) / scales**2
+        pushes = pull * slopes
+        gradient[:d] = [np.vdot(p, s) for p, s in zip(np.broadcast_to(pushes, squares.shape), squares)] / scales**2
         if tilted:
+            push = pushes[0]
             # sum_ij push_ij (v_ki - v_kj) (u_li - u_lj), a quadratic form: no (d, d, n, n) array
             rows = push.sum(1)
             moment = 2 * (v.T * rows) @ self.u - 2 * v.T @ push @ self.u
-            gradient[d:-2] = -(moment / scales[:, None] ** 2)[np.tril_indices(d, -1)]
-        gradient[-2] = amplitude * np.vdot(pull, correlation)
+            gradient[d:end] = -(moment / scales[:, None] ** 2)[np.tril_indices(d, -1)]
+        gradient[end:-1] = [np.vdot(pull, term) for term in terms]
         gradient[-1] = nugget * (np.diagonal(pull) * self.nuggets).sum()
 
         # Log-normal densities of length scale and amplitude^2 (with their Jacobian 1/x), normal in W and log nugget.
-        prior = [(*lengthscale_prior(d), 1.0)] * d + [(*TILT_PRIOR, 0.0)] * (len(theta) - d - 2)
+        prior = [(*lengthscale_prior(1 if self.kernel == "additive" else d), 1.0)] * d
+        prior += [(*TILT_PRIOR, 0.0)] * (end - d) + [(*AMPLITUDE_PRIOR, 0.0)] * (len(variances) - 1)
         mean, sd, jacobian = np.array([*prior, (*AMPLITUDE_PRIOR, 1.0), (*NUGGET_PRIOR, 0.0)]).T
         t = (theta - mean) / sd
         value += (0.5 * t * t + jacobian * theta).sum()
-        if tilted:
-            value += (len(theta) - d - 2) * 0.5 * math.log(2 * math.pi)  # so that tilted and plain can be compared
+        # Normalisation of the densities that not all kernels and metrics have, so that they can be compared.
+        value += (end - d) * math.log(TILT_PRIOR[1] * math.sqrt(2 * math.pi))
+        value += (len(variances) - 1) * math.log(AMPLITUDE_PRIOR[1] * math.sqrt(2 * math.pi))
         return float(value), gradient + t / sd + jacobian
 
     def modes(self, metric: str, starts: Sequence[np.ndarray], max_iter: int) -> list[tuple[np.ndarray, float]]:
@@ -156,8 +173,9 @@ class Evidence:
         n, d = self.u.shape
         m = tilts(d)
         plain = self._descend(starts, max_iter)
-        # Fewer data than twice the parameters cannot tell a metric.
-        if not m or metric == "ard" or (metric == "auto" and (d > 6 or n < 2 * (d + 2 + m))):
+        # Fewer data than twice the parameters cannot tell a metric; a sum over parameters has none.
+        hopeless = d > 6 or n < 2 * (d + 2 + m)
+        if self.kernel == "additive" or not m or metric == "ard" or (metric == "auto" and hopeless):
             return [plain]
         # A few steps from each slant; then on from the best.
         slants = [0.0, -1.0, 1.0] if d == 2 else [0.0]
@@ -170,7 +188,8 @@ class Evidence:
         """The maximum near theta, with the metric that theta has, and its negative log posterior, price included."""
         n, d = self.u.shape
         best, value = self._descend([theta], max_iter)
-        return best, value + 0.5 * (len(theta) - d - 2) * math.log(n)
+        tilted = len(theta) - 1 - len(orders(self.kernel, d)) - d
+        return best, value + 0.5 * tilted * math.log(n)
 
     def held_out(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each observation given all others, both (n,), in closed form.
@@ -179,10 +198,11 @@ class Evidence:
             Rasmussen and Williams (2006), eqs. 5.10 to 5.12; the mean's coefficients are those of all data.
         """
         n, d = self.u.shape
-        scales, mix, amplitude, nugget = split(theta, d)
-        v = (self.u @ mix.T) / scales
-        correlation, _ = _correlation(self.kernel, ((v[:, None] - v[None]) ** 2).sum(-1))
-        covariance = amplitude * correlation + np.diag(self.noise + self.nuggets * nugget)
+        scales, mix, variances, nugget = split(self.kernel, theta, d)
+        v = self.u @ mix.T
+        squares = ((v[:, None] - v[None]) ** 2).transpose(2, 0, 1)
+        covariance = covariances(self.kernel, squares, scales, variances)[0].sum(0)
+        covariance.flat[:: n + 1] += self.noise + self.nuggets * nugget
         factor = cholesky(torch.from_numpy(covariance)).numpy()
         precision = scipy.linalg.cho_solve((factor, True), np.eye(n))
         weighted = precision @ self.basis
@@ -192,15 +212,16 @@ class Evidence:
 
     def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
         d = self.u.shape[1]
+        k = len(orders(self.kernel, d))
         best: scipy.optimize.OptimizeResult | None = None
         for start in starts:
-            bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * (len(start) - d - 2)
+            bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * (len(start) - 1 - k - d)
             found = scipy.optimize.minimize(
                 self,
                 start,
                 jac=True,
                 method="L-BFGS-B",
-                bounds=[*bounds, _BOUNDS["amplitude"], _BOUNDS["nugget"]],
+                bounds=[*bounds, *[_BOUNDS["amplitude"]] * k, _BOUNDS["nugget"]],
                 options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-4},
             )
             if best is None or found.fun < best.fun:
@@ -210,19 +231,49 @@ class Evidence:
         return best.x, float(best.fun)
 
 
-def first_guesses(d: int, count: int) -> list[np.ndarray]:
+def first_guesses(kernel: str, d: int, count: int) -> list[np.ndarray]:
     """The first `count` of `STARTS` in d dimensions."""
+    if kernel == "additive":  # distances in one parameter, and no interaction yet
+        low = [-3.0] * (len(orders(kernel, d)) - 1)
+        return [np.array([scale + 1.0] * d + [variance, *low, nugget]) for scale, variance, nugget in STARTS[:count]]
     return [np.array([scale + 0.5 * math.log(d)] * d + rest) for scale, *rest in STARTS[:count]]
 
 
-def _correlation(name: str, r2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """k/amplitude^2 and -2 dk/d(r^2)/amplitude^2, both (n, n)."""
-    if name == "rbf":
-        k = np.exp(-0.5 * r2)
-        return k, k
-    nu = 5.0 if name == "matern52" else 3.0
+def covariances(
+    kernel: str, squares: np.ndarray, scales: np.ndarray, variances: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The terms of the covariance, (a, n, m), and its slopes -2 dk/d(r_k^2), (1 or d, n, m).
+
+    Args:
+        kernel: one of `KERNELS`.
+        squares: of the differences in each coordinate, (d, n, m).
+        scales: length scales l, (d,); r_k^2 = squares_k / l_k^2.
+        variances: one per order, (a,).
+    """
+    d = len(scales)
+    if kernel == "additive":
+        z = np.exp(squares * (-0.5 / scales**2)[:, None, None])
+        total = z.sum(0)
+        terms, slopes = [], np.zeros_like(z)
+        for order, variance in zip(orders(kernel, d), variances):
+            if order == d > 2:
+                terms.append(variance * z.prod(0))
+                slopes += terms[-1]
+            elif order == 1:
+                terms.append(variance / d * total)
+                slopes += variance / d * z
+            else:
+                share = variance / (d * (d - 1) / 2)
+                terms.append(share * 0.5 * (total**2 - (z**2).sum(0)))
+                slopes += share * z * (total - z)
+        return np.stack(terms), slopes
+    r2 = np.tensordot(scales**-2, squares, 1)
+    if kernel == "rbf":
+        k = variances[0] * np.exp(-0.5 * r2)
+        return k[None], k[None]
+    nu = 5.0 if kernel == "matern52" else 3.0
     r = np.sqrt(nu * r2)
-    decay = np.exp(-r)
-    if name == "matern52":
-        return (1 + r + r * r / 3) * decay, (5 / 3) * (1 + r) * decay
-    return (1 + r) * decay, 3 * decay
+    decay = variances[0] * np.exp(-r)
+    if kernel == "matern52":
+        return ((1 + r + r * r / 3) * decay)[None], ((5 / 3) * (1 + r) * decay)[None]
+    return ((1 + r) * decay)[None], (3 * decay)[None]

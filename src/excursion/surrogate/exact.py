@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -19,16 +18,11 @@ import torch
 from scipy.special import log_ndtr
 from torch import Tensor
 
-with warnings.catch_warnings():
-    # linear_operator 0.6 uses torch.jit.script when it is imported, which torch 2.13 deprecates.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-    import gpytorch
-
 from ..errors import FitError, InvalidStrategy
 from ..threads import one_thread
 from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
-from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, split
+from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, orders, split
 from .joined import Independent, Mixture
 from .linalg import bordered, cholesky, solve
 
@@ -39,17 +33,65 @@ def _basis(u: Tensor, mean: str) -> Tensor:
     return ones if mean == "constant" else torch.cat([ones, u - 0.5], -1)
 
 
-def _kernel(name: str, lengthscales: np.ndarray, amplitude: float) -> gpytorch.kernels.ScaleKernel:
-    """Stationary kernel with one length scale per coordinate; ``amplitude`` is the variance."""
-    if name == "rbf":
-        base: gpytorch.kernels.Kernel = gpytorch.kernels.RBFKernel(ard_num_dims=len(lengthscales))
-    else:
-        nu = {"matern52": 2.5, "matern32": 1.5}[name]
-        base = gpytorch.kernels.MaternKernel(nu=nu, ard_num_dims=len(lengthscales))
-    kernel = gpytorch.kernels.ScaleKernel(base).double()
-    kernel.base_kernel.lengthscale = torch.from_numpy(lengthscales)
-    kernel.outputscale = amplitude
-    return kernel.requires_grad_(False)
+@dataclass(frozen=True)
+class Kernel:
+    """A covariance function; `evidence` has the same with gradients.
+
+    Attributes:
+        name: one of `KERNELS`.
+        metric: v = metric @ u are the coordinates in which distances are taken, (d, d).
+        variances: of each order, (a,); their sum is k(u, u).
+    """
+
+    name: str
+    metric: Tensor
+    variances: Tensor
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """k(a, b), shape (n, m), in place and in pieces that fit into the cache, for speed."""
+        x, y = ((p - 0.5) @ self.metric.T for p in (a, b))
+        rows = max(1, 2**15 // max(1, len(b)))
+        out = a.new_empty(len(a), len(b))
+        if self.name == "additive":
+            for i in range(0, len(a), rows):
+                self._sum(x[i : i + rows], y, out[i : i + rows])
+            return out
+        # -r^2/2 for the squared exponential, 2 nu r^2 for Matern, by one product of matrices.
+        unit = {"rbf": -0.5, "matern32": 3.0, "matern52": 5.0}[self.name]
+        one = torch.ones_like
+        left = unit * torch.cat([-2 * x, x.square().sum(1, True), one(x[:, :1])], 1)
+        right = torch.cat([y, one(y[:, :1]), y.square().sum(1, True)], 1).T
+        amplitude = self.variances[0]
+        for i in range(0, len(a), rows):
+            part = torch.mm(left[i : i + rows], right, out=out[i : i + rows])
+            if unit < 0:
+                part.clamp_max_(0.0).exp_().mul_(amplitude)
+                continue
+            s = part.clamp_min_(0.0).sqrt_()
+            decay = torch.neg(s).exp_()
+            # Matern 3/2: 1 + s; 5/2: 1 + s + s^2/3.
+            inner = amplitude if unit == 3.0 else torch.add(amplitude, s, alpha=float(amplitude) / 3)
+            torch.addcmul(amplitude, inner, s, out=part).mul_(decay)
+        return out
+
+    def _sum(self, x: Tensor, y: Tensor, out: Tensor) -> None:
+        """The additive kernel of coordinates x (n, d) and y (m, d)."""
+        d = x.shape[1]
+        total, squares, product = torch.zeros_like(out), torch.zeros_like(out), torch.ones_like(out)
+        for a, b in zip(x.T, y.T):
+            z = (a[:, None] - b).square_().mul_(-0.5).exp_()
+            total.add_(z)
+            squares.addcmul_(z, z)
+            product.mul_(z)
+        polynomials = {2: (total.square() - squares).div_(d * (d - 1)), 1: total / d}
+        out.zero_()
+        for order, variance in zip(orders(self.name, d), self.variances.tolist()):
+            out.add_(polynomials.get(order, product), alpha=variance)
+
+    @property
+    def amplitude(self) -> Tensor:
+        """k(u, u)."""
+        return self.variances.sum()
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,8 +101,7 @@ class _Process(Posterior):
     ``white`` is L^-1 (z - mean) for L L^T = K + noise: predictions and rank updates need nothing else.
     """
 
-    kernel: gpytorch.kernels.Kernel
-    mix: Tensor  # 1 + W: the kernel's coordinates are mix @ u
+    kernel: Kernel
     mean: str
     beta: Tensor
     shift: Tensor
@@ -71,37 +112,10 @@ class _Process(Posterior):
     factor: Tensor
     white: Tensor
 
-    def _k(self, a: Tensor, b: Tensor) -> Tensor:
-        """k(a, b), shape (n, m): GPyTorch's kernel, in place and in pieces that fit into the cache, for speed."""
-        base, amplitude = self.kernel.base_kernel, self._amplitude()
-        # -r^2/2 for RBF, 2 nu r^2 for Matern, by one product of matrices.
-        unit = -0.5 if isinstance(base, gpytorch.kernels.RBFKernel) else 2 * base.nu
-        metric = (self.mix / base.lengthscale[0][:, None]).T
-        x, y = ((p - 0.5) @ metric for p in (a, b))
-        one = torch.ones_like
-        left = unit * torch.cat([-2 * x, x.square().sum(1, True), one(x[:, :1])], 1)
-        right = torch.cat([y, one(y[:, :1]), y.square().sum(1, True)], 1).T
-        out = a.new_empty(len(a), len(b))
-        rows = max(1, 2**15 // max(1, len(b)))
-        for i in range(0, len(a), rows):
-            part = torch.mm(left[i : i + rows], right, out=out[i : i + rows])
-            if unit < 0:
-                part.clamp_max_(0.0).exp_().mul_(amplitude)
-                continue
-            s = part.clamp_min_(0.0).sqrt_()
-            decay = torch.neg(s).exp_()
-            # Matern 3/2: 1 + s; 5/2: 1 + s + s^2/3.
-            inner = amplitude if base.nu == 1.5 else torch.add(amplitude, s, alpha=float(amplitude) / 3)
-            torch.addcmul(amplitude, inner, s, out=part).mul_(decay)
-        return out
-
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised mean (n,) and L^-1 k(data, u)."""
-        v = solve(self.factor, self._k(u, self.u).T)  # LAPACK's own order of a matrix
+        v = solve(self.factor, self.kernel(u, self.u).T)  # LAPACK's own order of a matrix
         return _basis(u, self.mean) @ self.beta + v.T @ self.white, v
-
-    def _amplitude(self) -> Tensor:
-        return self.kernel.outputscale
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         view = self.view(u)
@@ -116,7 +130,7 @@ class _Process(Posterior):
 
     def view(self, u: Tensor) -> _ProcessView:
         m, v = self._project(u)
-        variance = (self._amplitude() - torch.linalg.vector_norm(v, dim=0).square()).clamp_min(1e-14)
+        variance = (self.kernel.amplitude - torch.linalg.vector_norm(v, dim=0).square()).clamp_min(1e-14)
         return _ProcessView((self.shift + self.scale * m)[None], (self.scale**2 * variance)[None], self, u, v)
 
     @property
@@ -126,7 +140,7 @@ class _Process(Posterior):
     def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:
         mean, v = self._project(u)
         noise = (self.nugget + self.known).expand(len(u)) if variance is None else variance[:, 0] / self.scale**2
-        corner = cholesky(self._k(u, u) - v.T @ v + torch.diag(noise))
+        corner = cholesky(self.kernel(u, u) - v.T @ v + torch.diag(noise))
         if z is None:
             white = torch.zeros(len(u), dtype=u.dtype)  # what is seen is what was expected
         else:
@@ -136,12 +150,15 @@ class _Process(Posterior):
 
     @property
     def hyperparameters(self) -> tuple[dict[str, Any], ...]:
-        metric = self.mix / self.kernel.base_kernel.lengthscale[0][:, None]
+        metric, d = self.kernel.metric, self.u.shape[1]
         return (
             {
+                "kernel": self.kernel.name,
                 "lengthscales": metric.square().sum(0).rsqrt().tolist(),
                 "metric": metric.tolist(),
-                "amplitude": float(self.scale * self._amplitude().sqrt()),
+                "amplitude": float(self.scale * self.kernel.amplitude.sqrt()),
+                # Of functions of one parameter, of two, of all.
+                "variances": dict(zip(orders(self.kernel.name, d), (self.scale**2 * self.kernel.variances).tolist())),
                 "nugget": float(self.scale * self.nugget.sqrt()),
                 "mean": (self.shift + self.scale * self.beta[0]).item(),
             },
@@ -160,7 +177,7 @@ class _ProcessView(View):
 
     def covariance(self, other: _ProcessView) -> Tensor:
         square = float(self.process.scale**2)
-        prior = self.process._k(self.u, other.u)
+        prior = self.process.kernel(self.u, other.u)
         return prior.addmm_(self.v.T, other.v, beta=square, alpha=-square)[None]
 
 
@@ -169,7 +186,7 @@ class GaussianProcess(Surrogate):
     """Exact Gaussian process, one per task, float64, hyperparameters at maxima of their posterior.
 
     Attributes:
-        kernel: "matern52", "matern32" or "rbf"; "auto" (default) tries all three.
+        kernel: "matern52", "matern32", "rbf" or "additive" (see `evidence`); "auto" (default) tries all four.
         metric: "ard": one length scale per parameter; "full": a general metric, which sees that a function depends on
             m1 - m2, say; "auto": tries both (see `evidence`).
         mean: "constant" or "linear"; its coefficients are profiled out (generalised least squares).
@@ -180,7 +197,7 @@ class GaussianProcess(Surrogate):
             one is overconfident.
     """
 
-    kernel: Literal["auto", "matern52", "matern32", "rbf"] = "auto"
+    kernel: Literal["auto", "matern52", "matern32", "rbf", "additive"] = "auto"
     metric: Literal["auto", "ard", "full"] = "auto"
     mean: Literal["constant", "linear"] = "constant"
     restarts: int = 2
@@ -190,7 +207,8 @@ class GaussianProcess(Surrogate):
     def __post_init__(self) -> None:
         if self.kernel not in ("auto", *KERNELS) or self.mean not in ("constant", "linear"):
             raise InvalidStrategy(
-                "Gaussian process: kernel must be auto, matern52, matern32 or rbf and mean constant or linear, got "
+                "Gaussian process: kernel must be auto, matern52, matern32, rbf or additive and mean constant "
+                "or linear, got "
                 f"kernel={self.kernel!r}, mean={self.mean!r}"
             )
         if self.metric not in ("auto", "ard", "full"):
@@ -284,17 +302,17 @@ class GaussianProcess(Surrogate):
         Among many data, maxima are sought with `FEW` of them, half near the threshold, and followed with `SOME`.
         """
         d = data.u.shape[1]
-        names = KERNELS if self.kernel == "auto" else (self.kernel,)
-        guesses = first_guesses(d, self.restarts)
+        # With one parameter there is nothing to add up.
+        names = [k for k in KERNELS if d > 1 or k != "additive"] if self.kernel == "auto" else [self.kernel]
         few, some = (telling(data.y.numpy(), levels, n) for n in (FEW, SOME))
         found: list[_Explanation] = []
         first: list[_Explanation] = []
         for name in names:
             evidence = Evidence(name, *data.arrays(few))
-            if found:  # the maxima of another kernel are near those of the first
+            if found and name != "additive":  # the maxima of another kernel are near those of the first
                 modes = [evidence.polished(e.theta, self.max_iter // 2) for e in first]
             else:
-                modes = evidence.modes(self.metric, guesses, self.max_iter)
+                modes = evidence.modes(self.metric, first_guesses(name, d, self.restarts), self.max_iter)
             for theta, value in modes:
                 same = any(e.name == name and abs(e.value - value) < 1e-3 for e in found)
                 if not same:
@@ -320,7 +338,7 @@ class GaussianProcess(Surrogate):
 DENSITY = 0.3
 #: A smooth kernel claims to know more between the points, and must earn it: log prior odds against. Without them it
 #: wins too early on functions with fine structure; with them it still wins wherever a function is smooth.
-HANDICAP = {"rbf": 3.0}
+HANDICAP = {"rbf": 3.0, "additive": 3.0}
 #: Weight of explanations: exp(TEMPER * score).
 TEMPER = 1.0
 #: Explanations that weigh less than this part of the best one are left out, and all beyond so many.
@@ -386,24 +404,24 @@ class _Standardised:
         u = self.u[index]
         return [t.numpy() for t in (u, _basis(u, self.mean), self.y[index], self.noise[index], 1 - self.site[index])]
 
-    def _gram(self, e: _Explanation) -> tuple[gpytorch.kernels.Kernel, Tensor, Tensor, Tensor]:
-        lengths, mixing, amplitude, learned = split(e.theta, self.u.shape[1])
-        kernel, mix = _kernel(e.name, lengths, amplitude), torch.from_numpy(mixing)
-        return kernel, mix, torch.tensor(learned, dtype=self.u.dtype), kernel(self.u @ mix.T, self.u @ mix.T).to_dense()
+    def _gram(self, e: _Explanation) -> tuple[Kernel, Tensor, Tensor]:
+        lengths, mixing, variances, learned = split(e.name, e.theta, self.u.shape[1])
+        kernel = Kernel(e.name, torch.from_numpy(mixing / lengths[:, None]), torch.from_numpy(variances))
+        return kernel, torch.tensor(learned, dtype=self.u.dtype), kernel(self.u, self.u)
 
     def with_sites(self, e: _Explanation, y: Tensor, known: Tensor, side: Tensor) -> _Standardised:
         """The bounds among (y, known, side) as Gaussian observations, by expectation propagation under e."""
-        _, _, nugget, gram = self._gram(e)
+        _, nugget, gram = self._gram(e)
         beta = _profile(gram + torch.diag(self.noise + (1 - self.site) * nugget), self.u, self.y, self.mean)[2]
         values, noise = censored_sites(gram, _basis(self.u, self.mean) @ beta, y, known + nugget, side)
         return replace(self, y=values, noise=torch.where(side == 0, known, noise))
 
     def process(self, e: _Explanation, typical: Tensor) -> _Process:
         """The belief under e; ``typical`` is the known variance of an observation to come."""
-        kernel, mix, nugget, gram = self._gram(e)
+        kernel, nugget, gram = self._gram(e)
         covariance = gram + torch.diag(self.noise + (1 - self.site) * nugget)
         factor, white, beta = _profile(covariance, self.u, self.y, self.mean)
-        return _Process(kernel, mix, self.mean, beta, self.shift, self.scale, nugget, typical, self.u, factor, white)
+        return _Process(kernel, self.mean, beta, self.shift, self.scale, nugget, typical, self.u, factor, white)
 
 
 @functools.lru_cache(maxsize=64)

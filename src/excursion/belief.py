@@ -28,11 +28,13 @@ class Belief:
     Attributes:
         problem: the problem with every "auto" transform settled; `posterior` lives on its transformed values.
         posterior: fitted to the trials with values; pending and failed ones play no part.
+        data: what it was fitted to.
         temperature: task -> factor on the standard deviations, from how well past predictions came true.
     """
 
     problem: Problem
     posterior: Posterior
+    data: Observations
     temperature: dict[str, float]
 
     def summary(self) -> dict[str, dict[str, float | str]]:
@@ -50,11 +52,12 @@ def believe(problem: Problem, recipe: Surrogate, trials: Sequence[Trial]) -> Bel
         FitError: fewer than two trials hold values.
     """
     settled = settle(problem, trials)
-    posterior = recipe.fit(observations(settled, trials))
+    data = observations(settled, trials)
+    posterior = recipe.fit(data)
     factors = {t.name: temperature(t, trials) for t in settled.tasks}
     if any(f != 1.0 for f in factors.values()):
         posterior = Tempered(posterior, torch.tensor(list(factors.values()), dtype=torch.float64))
-    return Belief(settled, posterior, factors)
+    return Belief(settled, posterior, data, factors)
 
 
 def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:

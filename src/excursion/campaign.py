@@ -622,9 +622,8 @@ class Campaign:
         if sum(t.state in INFORMATIVE for t in trials) >= max(2, self.strategy.design(problem.space.dim)):
             with one_thread(len(trials)):
                 belief = believe(problem, self.strategy.surrogate, trials)
-                data = observations(belief.problem, trials)
-                left = remaining(belief.problem, belief.posterior, data)
-                notes = one_sided(belief.problem, belief.posterior, data)
+                left = remaining(belief.problem, belief.posterior, belief.data)
+                notes = one_sided(belief.problem, belief.posterior, belief.data)
         if problem.sign:
             return Status(self.name, counts, left, {}, notes, best_trial(problem, trials))
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))

@@ -23,7 +23,7 @@ from .belief import believe
 from .campaign import Strategy, propose
 from .constraint import Constraint
 from .data import Outcome, Trial
-from .errors import InvalidOutcome, InvalidStrategy, InvalidTable
+from .errors import InvalidOutcome, InvalidStrategy, InvalidTable, read_text
 from .problem import Problem, Task
 from .space import Parameter, ParameterSpace
 from .threads import one_thread
@@ -255,14 +255,7 @@ def read_table(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         InvalidTable: it cannot be read, or is neither.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidTable(
-            f"{file}: must be UTF-8 text, got {error.reason} at byte {error.start}. Save it anew"
-        ) from None
-    except OSError as error:
-        raise InvalidTable(f"{file}: must be a readable file, got {error.strerror}. Check the path") from None
+    text = read_text(file, InvalidTable, "utf-8-sig")
     if text.lstrip()[:1] in ("[", "{"):
         try:
             rows = json.loads(text)

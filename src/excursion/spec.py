@@ -27,7 +27,7 @@ import yaml
 from .acquisition import CRITERIA, Search
 from .campaign import Campaign, Strategy
 from .data import Outcome, Trial
-from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec
+from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec, read_text
 from .evaluators import Evaluator
 from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
@@ -369,15 +369,7 @@ def load(path: str | os.PathLike[str]) -> Spec:
         InvalidSpec: names the file, the line, the key, the rule and the fix.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidSpec(
-            f"{file}: must be UTF-8 text, got {error.reason} at byte {error.start}. Save it anew"
-        ) from None
-    except OSError as error:
-        raise InvalidSpec(f"{file}: must be a readable file, got {error.strerror}. Check the path") from None
-    return parse(text, file)
+    return parse(read_text(file, InvalidSpec), file)
 
 
 def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:

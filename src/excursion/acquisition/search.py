@@ -313,7 +313,8 @@ def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int) -
     Fresh scores replace stale ones.
 
     Conditioning on a pick makes the other points less worth, as a rule, so stale scores are upper bounds (Minoux 1978,
-    lazy greedy); batches were worth within 0.1 % of those of the full search, which this is up to ``chunk`` candidates.
+    lazy greedy); up to ``chunk`` candidates this is the full search. Beyond, batches were worth up to .07 % less than
+    those of the full search with SUR, and up to .6 % less with mutual information.
     Scores of -inf are out of the question.
     """
     order = stale.argsort(descending=True, stable=True)

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from excursion.belief import _milestone, believe, settle, temperature
+from excursion.belief import _milestone, believe, observations, settle, temperature
 from excursion.data import Outcome, Trial
 from excursion.errors import FitError
 from excursion.problem import Problem, Task
@@ -153,3 +153,47 @@ def test_a_belief_that_was_too_sure_widens():
     u = SPACE.sample(0, 30, 5)
     assert torch.equal(honest.posterior.marginal(u)[0], wary.posterior.marginal(u)[0])
     assert torch.allclose(factor**2 * honest.posterior.marginal(u)[1], wary.posterior.marginal(u)[1])
+
+
+def seen(values, threshold, transform="identity"):
+    """The observations of a task with these values at Sobol points."""
+    told = iter(values)
+    return observations(Problem(SPACE, Task("f", threshold, transform)), history(lambda x, y: next(told), len(values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "threshold", "side"),
+    [
+        ([0, 0, 0, 0.2, 0.7, 1, 1, 1], 0.05, [-1, -1, -1, 0, 0, 1, 1, 1]),
+        ([0, 0, 0.1, 0.2, 0.7, 1, 1, 0.9], 0.05, [0] * 8),  # two may be chance
+        ([0, 0.3, 0.3, 0.3, 0.7, 1, 1, 0.9], 0.05, [0] * 8),  # not at an end
+        ([0, 0, 0, 0.2, 0.7, 0.9, 1], 0.0, [0] * 7),  # the rail is the threshold
+        ([0, 0, 0, 0.2, 1, 1, 1], (0.05, 2.0), [-1, -1, -1, 0, 0, 0, 0]),  # not beyond all thresholds
+        ([0, 0, 0, 1, 1, 1, math.inf], 0.05, [-1, -1, -1, 1, 1, 1, 1]),
+    ],
+)
+def test_values_at_a_rail_are_bounds(values, threshold, side):
+    data = seen(values, threshold)
+    assert data.side[:, 0].tolist() == side
+    assert data.z[:, 0].tolist() == [min(v, max(v for v in values if v < math.inf)) for v in values]
+
+
+def saturated(x, y):
+    """A CLs that is exactly 0 and 1 away from a curved edge."""
+    t = min(max(0.5 + (y - 0.7 + 0.6 * x**2) / 0.25, 0), 1)
+    return t * t * (3 - 2 * t)
+
+
+def test_a_plateau_is_no_cliff():
+    """As bounds, equal values leave less than half of the error that they leave as values."""
+    apart = lambda x, y: saturated(x, y) + 1e-9 * x  # noqa: E731 - the same function, but no two values are equal
+    task = Task("f", 0.05, "identity")
+    assert 0 < wrong(saturated, task, 40) < wrong(apart, task, 40) / 2
+
+
+def test_finite_values_are_not_bounds_where_another_transform_can_hold_them():
+    """Under the identity 1e98 would be a bound, for which nothing need be explained: not a score to compare."""
+    values = history(lambda x, y: 10 ** (-1 + 2 * x + 98 * (y > 0.6)), 30)
+    assert settle(Problem(SPACE, Task("f", 1.0)), values).tasks[0].transform in ("log", "log-tanh")
+    values = history(lambda x, y: (x - y) * 10.0 ** (80 * (x > 0.5)), 30)
+    assert settle(Problem(SPACE, Task("f", 0.0)), values).tasks[0].transform == "asinh"

@@ -13,7 +13,8 @@ from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import GaussianProcess, Observations, Tempered, evidence
 from excursion.surrogate.censored import _hazard, censored_sites
 from excursion.surrogate.evidence import Evidence, covariances, orders, split, tilts
-from excursion.surrogate.exact import DENSITY, SOME, Kernel
+from excursion.surrogate.exact import DENSITY, SOME, Kernel, _Explanation
+from excursion.surrogate.joined import Mixture
 from excursion.surrogate.linalg import JITTERS, cholesky
 from excursion.testing import SurrogateContract
 
@@ -456,6 +457,35 @@ def test_the_class_decides_between_explanations():
     informed = Observations(exact.u, exact.z, exact.variance, exact.side, levels)
     wrong = (GaussianProcess().fit(informed).marginal(at)[0][0] > 0) != (f(at) > 0)
     assert wrong.double().mean() < 0.01
+
+
+@pytest.mark.parametrize(("kernel", "count"), [("matern52", 1), ("matern32", 1), ("rbf", 2)])
+def test_the_score_of_an_explanation(kernel, count):
+    """Held-out classes, a part of the log posterior; a squared exponential pays, and twice where it is wrong."""
+    rng = np.random.default_rng(5)
+    u, y, side = rng.uniform(size=(9, 2)), rng.normal(size=9), np.array([0, 0, 0, 0, 0, 0, 1, -1, 1])
+    evidence = Evidence(kernel, u, np.ones((9, 1)), y, np.zeros(9), np.ones(9))
+    theta = np.array([-1.0, -0.5, 0.2, -6.0])
+    mean, variance = evidence.held_out(theta)
+    expected = 0.0
+    for level in (-0.5, 0.3):
+        for i in range(9):
+            if side[i] and (y[i] < level) == (side[i] > 0):
+                continue  # a bound on the near side tells nothing
+            expected += max(
+                scipy.stats.norm.logcdf((mean[i] - level) * (1 if y[i] >= level else -1) / variance[i] ** 0.5), -14
+            )
+    found = _Explanation(kernel, theta, 7.0).scored(evidence, np.array([-0.5, 0.3]), side)
+    assert found.score == pytest.approx(count * expected - 0.3 * 7 - 3 * (count - 1), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "weighed"), [(40, True), (99, True), (100, False)])
+def test_explanations_of_a_cliff_are_weighed_up_to_fifty_points_per_dimension(n, weighed):
+    u = points(n)
+    z = (u[:, :1] + 0.3 * (6 * u[:, 1:]).sin() > 0.5).double()
+    levels = (torch.tensor([0.5], dtype=torch.float64),)
+    data = Observations(u, z, torch.zeros_like(z), torch.zeros_like(z), levels)
+    assert isinstance(GaussianProcess(restarts=1, max_iter=30).fit(data), Mixture) == weighed
 
 
 def test_tempered_covariances_are_scaled_like_variances():

@@ -64,7 +64,9 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     """The trials that hold values, as the surrogate sees them, in the order of their numbers.
 
     An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
-    anything measured".
+    anything measured". So does the largest or smallest value where `_RAIL` or more are exactly that and it lies beyond
+    all thresholds: a CLs of 0 or 1 or a limit at the end of its bracket says where the answer saturates, not what the
+    function does there. A plateau taken for values makes a smooth edge look like a cliff.
 
     Raises:
         InvalidProblem: a transform is still to be settled (`settle`).
@@ -81,9 +83,13 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
             dtype=torch.float64,
         )
         z = task.map(y)
-        # Squares and their products overflow beyond this: such a value says no more than an infinite one.
-        beyond = ~(z.abs() < 1e60)
+        beyond = ~(z.abs() < _BEYOND)
         side = torch.where(beyond & (side == 0), z.sign(), side)
+        exact = side == 0
+        for rail, sign in ((y[exact].max(), 1.0), (y[exact].min(), -1.0)) if task.thresholds and exact.any() else ():
+            at = exact & (y == rail)
+            if at.sum() >= _RAIL and bool((sign * (rail - y.new_tensor(task.thresholds)) > 0).all()):
+                side = torch.where(at, y.new_tensor(sign), side)
         finite = torch.cat([z[~beyond], task.levels])
         finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
         slope = task.map.slope(y)
@@ -94,6 +100,12 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         sides.append(side)
     levels = tuple(t.levels for t in problem.tasks)
     return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)
+
+
+#: So many equal values at an end of their range are a saturation.
+_RAIL = 3
+#: Squares of larger values and their products overflow: such a value says no more than an infinite one.
+_BEYOND = 1e60
 
 
 def _informative(trials: Sequence[Trial]) -> list[Trial]:
@@ -146,7 +158,9 @@ def _milestone(n: int) -> int:
 
 def _settled(problem: Problem, task: Task, done: Sequence[Trial]) -> Task:
     y = _values(task, done)
-    choices = task.choices(y)
+    # A transform that turns finite values into bounds has less to explain: its score cannot be compared.
+    whole = [c for c in task.choices(y) if bool((c.map(y[y.isfinite()]).abs() < _BEYOND).all())]
+    choices = whole or task.choices(y)
     if len(choices) == 1 or len(done) < 2:
         return choices[0]
 

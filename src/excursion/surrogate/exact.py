@@ -193,8 +193,8 @@ class GaussianProcess(Surrogate):
         restarts: starting points of the L-BFGS search (1 to 4).
         max_iter: iterations per start.
         average: weigh the explanations that were found (kernels, metrics, maxima) by how well they predict the class of
-            held-out observations; False: take the best. With few data several explain them equally well, and a single
-            one is overconfident.
+            held-out observations (up to `AVERAGED` per dimension); False: take the best. Often several explain them
+            equally well: a single one is overconfident, and changes from ask to ask.
     """
 
     kernel: Literal["auto", "matern52", "matern32", "rbf", "additive"] = "auto"
@@ -293,7 +293,7 @@ class GaussianProcess(Surrogate):
             return data, thresholds, self._explanations(data, thresholds, side.numpy())
 
     def _explanations(self, data: _Standardised, levels: np.ndarray, side: np.ndarray) -> list[_Explanation]:
-        """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average` and few data.
+        """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average`.
 
         The score is sum_i ln P(class of i | all others) over observations and thresholds, plus `DENSITY` times the log
         posterior, which decides where the classes do not. Where a function has a cliff, the highest maximum is often
@@ -326,7 +326,7 @@ class GaussianProcess(Surrogate):
                 theta, value = evidence.polished(e.theta, 15)
                 followed.append(_Explanation(e.name, theta, value).scored(evidence, levels, side[some]))
             found = sorted(followed, key=lambda e: -e.score)
-        if not self.average or len(data.y) >= 10 * d:
+        if not self.average or len(data.y) >= AVERAGED * d:
             return found[:1]
         # Held-out classes are correlated: their product would trust the winner too much.
         flat = TEMPER if len(levels) else 1 / DENSITY
@@ -336,11 +336,13 @@ class GaussianProcess(Surrogate):
 
 #: Weight of the log posterior beside the log probability of held-out classes.
 DENSITY = 0.3
-#: A smooth kernel claims to know more between the points, and must earn it: log prior odds against. Without them it
-#: wins too early on functions with fine structure; with them it still wins wherever a function is smooth.
-HANDICAP = {"rbf": 3.0, "additive": 3.0}
-#: Weight of explanations: exp(TEMPER * score).
-TEMPER = 1.0
+#: Kernels without end of derivatives claim to know more between the points, and must earn it: log prior odds against,
+#: and classes that they get wrong count twice. They swing beyond cliffs; where a function is smooth they still win.
+SMOOTH, HANDICAP = ("rbf", "additive"), 3.0
+#: Explanations are weighed while there are fewer observations than this per dimension.
+AVERAGED = 50
+#: Weight of explanations: exp(TEMPER * score). Held-out classes are correlated, most where they are hard to predict.
+TEMPER = 0.5
 #: Explanations that weigh less than this part of the best one are left out, and all beyond so many.
 LEAST, MOST = 0.05, 4
 #: Maxima are sought with so many observations, and followed with so many.
@@ -373,13 +375,15 @@ class _Explanation:
 
     def scored(self, evidence: Evidence, levels: np.ndarray, side: np.ndarray) -> _Explanation:
         mean, variance = evidence.held_out(self.theta)
-        y, total = evidence.y, -DENSITY * self.value - HANDICAP.get(self.name, 0.0)
+        y, classes = evidence.y, 0.0
         for level in levels:
             # A bound tells the class only if it lies on the far side of the threshold.
             known = np.where(side == 0, True, np.where(side > 0, y >= level, y <= level))
             sign = np.where((side > 0) | ((side == 0) & (y >= level)), 1.0, -1.0)
-            total += np.maximum(log_ndtr(sign * (mean - level) / np.sqrt(variance)), -14.0)[known].sum()
-        return replace(self, score=float(total))
+            classes += float(np.maximum(log_ndtr(sign * (mean - level) / np.sqrt(variance)), -14.0)[known].sum())
+        if self.name in SMOOTH:
+            classes = 2 * classes - HANDICAP
+        return replace(self, score=classes - DENSITY * self.value)
 
     def polished(self, data: _Standardised, index: np.ndarray, max_iter: int) -> _Explanation:
         with one_thread(len(index)):

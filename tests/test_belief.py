@@ -88,6 +88,26 @@ def test_the_choice_is_made_anew_when_a_fifth_more_is_known():
     assert settle(problem, [*trials, strange]) == settle(problem, trials)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_transform_is_told_in_many_dimensions(seed):
+    """48 observations in seven dimensions do not tell it, whatever is known beside them."""
+    space = ParameterSpace.of({name: (-2, 2) for name in "abcdefg"})
+    weight = 10 ** torch.linspace(0.5, -1.5, 7, dtype=torch.float64)
+
+    def ellipsoid(x):
+        return ((x - 0.4) ** 2) @ weight
+
+    u = space.sample(0, 1 << 14, seed)
+    y = ellipsoid(space.from_unit(u))
+    near = ((y / 4.5).log().abs() < 0.05).nonzero()[:, 0]
+    index = torch.cat([torch.arange(30), near[near >= 30][:90]])
+    trials = [
+        Trial(i, space.point(x), 0, 0, state="complete", told=i, outcome=Outcome.of(float(ellipsoid(x))))
+        for i, x in enumerate(space.from_unit(u[index]))
+    ]
+    assert settle(Problem(space, Task("f", 4.5)), trials).tasks[0].transform == "identity"
+
+
 def test_the_order_of_tells_does_not_matter():
     problem = Problem(SPACE, Task("f", 0.1))
     one, other = history(bowl, 13), history(bowl, 13, told=list(reversed(range(13))))

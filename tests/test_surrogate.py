@@ -215,6 +215,43 @@ def test_the_evidence_prefers_the_simpler_metric_where_nothing_is_tilted():
     assert h["metric"][1][0] == 0
 
 
+def held(f, level, n, seed, d, width=math.inf):
+    """Observations of f, a quarter anywhere and the rest within a factor e^width of the level; other points."""
+    u = points(1 << 14, d, seed)
+    near = ((f(u) / level).log().abs() < width).nonzero()[:, 0]
+    u, at = torch.cat([u[: n // 4], u[near[near >= n // 4][: n - n // 4]]]), u[-4000:]
+    z = f(u).log()[:, None]
+    return Observations(u, z, 0 * z, 0 * z, (torch.tensor([math.log(level)]).double(),)), at
+
+
+def test_a_tilted_metric_pays_for_its_parameters():
+    """In six dimensions 15 of them explain the classes of a hundred points by chance."""
+    from benchmarks.suite.problems import hartmann6
+
+    def f(u):
+        return torch.from_numpy(hartmann6(u.numpy()))
+
+    level = 0.5364
+    for seed in (1, 5):
+        data, at = held(f, level, 100, seed, 6, 0.4)
+        error = {}
+        for kernel, metric in (("auto", "auto"), ("auto", "ard"), ("matern52", "full")):
+            mean = GaussianProcess(kernel=kernel, metric=metric).fit(data).marginal(at)[0][0]
+            error[kernel, metric] = float(((mean >= math.log(level)) != (f(at) >= level)).double().mean())
+        assert error["auto", "auto"] <= 1.1 * error["auto", "ard"] < 0.1
+        assert error["matern52", "full"] > 2 * error["auto", "ard"]  # it matters
+
+
+def test_a_tilt_that_is_there_is_worth_its_price():
+    def f(u):
+        return (torch.sin(7 * (u[:, 0] - u[:, 4])) + u[:, 1]).exp()
+
+    data, at = held(f, 1.5, 60, 1, 5)
+    mean = {m: GaussianProcess(kernel="matern52", metric=m).fit(data).marginal(at)[0][0] for m in ("ard", "auto")}
+    error = {m: float((mean[m] - f(at).log()).abs().mean()) for m in mean}
+    assert error["auto"] < 0.2 * error["ard"]
+
+
 def test_length_scales_tell_relevant_from_irrelevant_parameters():
     u = points(40, d=3)
     (h,) = GaussianProcess().fit(Observations.exact(u, torch.sin(8 * u[:, 1]))).hyperparameters

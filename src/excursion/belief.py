@@ -123,8 +123,6 @@ _JUDGE = GaussianProcess(kernel="matern52", restarts=1, max_iter=40, average=Fal
 #: Log prior odds against a transform. With few data "asinh" now and then explains a smooth function as well as
 #: "identity", and then misleads.
 _HANDICAP = {"asinh": 3.0}
-#: A judge sees so many observations, half of them the nearest to a threshold.
-_JURY = 48
 
 
 def settle(problem: Problem, trials: Sequence[Trial]) -> Problem:
@@ -156,6 +154,14 @@ def _milestone(n: int) -> int:
     return step
 
 
+def _jury(d: int) -> int:
+    """How many observations a judge sees, half of them the nearest to a threshold: 8 d^2, from 48 to 256.
+
+    With 48 in seven dimensions all transforms look alike: "asinh" may be chosen for an ellipsoid.
+    """
+    return min(256, max(48, 8 * d * d))
+
+
 def _settled(problem: Problem, task: Task, done: Sequence[Trial]) -> Task:
     y = _values(task, done)
     # A transform that turns finite values into bounds has less to explain: its score cannot be compared.
@@ -166,7 +172,7 @@ def _settled(problem: Problem, task: Task, done: Sequence[Trial]) -> Task:
 
     def score(choice: Task) -> float:
         data = observations(replace(problem, tasks=(choice,)), done)
-        kept = telling(data.z[:, 0].numpy(), data.levels[0].numpy(), _JURY)
+        kept = telling(data.z[:, 0].numpy(), data.levels[0].numpy(), _jury(problem.space.dim))
         data = Observations(data.u[kept], data.z[kept], data.variance[kept], data.side[kept], data.levels)
         exact = data.side[:, 0] == 0
         (total,) = _JUDGE.scores(data)

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from benchmarks import transform
 from benchmarks.suite import methods, problems, report, run
 from benchmarks.suite.problems import PROBLEMS, TEST_POINTS, TestProblem, box
 from hypothesis import given
@@ -447,3 +448,57 @@ def test_figures_and_the_page(tmp_path):
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="must hold"):
         report.insert(page, text)
+
+
+# --- transforms
+
+
+def test_the_transform_chosen_is_as_good_as_the_best_fixed_one():
+    """On limits on sleptons, some infinite: within 10 % of what is best in hindsight, and 5 % for the draws."""
+    whole = transform.slepton()
+    assert [int(np.isinf(y).sum()) for y in whole.values.values()] == [16] * 6
+    records = []
+    for task, design in itertools.product(("observed", "expected_plus_2"), transform.DESIGNS):
+        for seed in range(3):
+            _, wrong = transform.errors(whole, task, transform.draw(whole.values[task], 1.0, 40, design, seed))
+            records.append({"table": "slepton", "design": design, "n": 40, "error": wrong})
+    found = transform.summary(records)["slepton"]
+    assert found["ratio"] < 1.15
+    assert found["auto"] < 0.04
+    assert found["identity"] > 3 * found["auto"]  # there is something to choose
+
+
+def test_rows_near_the_threshold_are_told_more_often():
+    y = np.random.default_rng(0).normal(size=300)
+    random, near = (transform.draw(y, 0.5, 60, design, 3) for design in transform.DESIGNS)
+    assert len(set(random)) == len(set(near)) == 60
+    assert (np.abs(y[near] - 0.5) < 0.6).mean() > 0.55 > 0.45 > (np.abs(y[random] - 0.5) < 0.6).mean()
+    assert len(set(near) & set(random)) >= 25  # half of them are drawn from all rows
+    assert transform.draw(y, 0.5, 60, "near", 4).tolist() != near.tolist()
+
+
+def test_ratios_are_of_geometric_means_over_sizes():
+    def record(n, **error):
+        return {"table": "t", "design": "near", "n": n, "error": error}
+
+    found = transform.summary(
+        [
+            record(20, auto=0.2, identity=0.1, log=0.4),
+            record(20, auto=0.2, identity=0.3, log=0.4),
+            record(80, auto=0.05, identity=0.02, log=0.05, asinh=0.01),
+        ]
+    )["t"]
+    # identity: (.2, .02); asinh was not possible everywhere.
+    assert found == pytest.approx(
+        {"auto": 0.1, "identity": math.sqrt(0.004), "log": math.sqrt(0.02), "ratio": 0.1 / math.sqrt(0.004)}
+    )
+    assert "| t, near | 80 | 2.00% | 1.00% | 5.00% | – | 5.00% | 5.00 |" in transform.show(
+        [record(80, auto=0.05, identity=0.02, log=0.05, asinh=0.01)]
+    )
+
+
+@pytest.mark.skipif("mono_sbb" not in PROBLEMS, reason="the tables are not here: set EXCURSION_DATA")
+def test_tables_of_limits_are_read():
+    mono, stop = transform.mono_sbb(), transform.checkmate_stop()
+    assert (len(mono.x), len(mono.values), stop.x.shape) == (42, 6, (1206, 2))
+    assert mono.values["obs"][0] == 0.14

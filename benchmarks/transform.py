@@ -141,17 +141,22 @@ def draw(y: np.ndarray, threshold: float, n: int, design: str, seed: int) -> np.
     return np.array(list(dict.fromkeys(mixed))[:n])
 
 
+def history(table: Table, task: str, told: np.ndarray) -> list[Trial]:
+    """The rows as a campaign's trials; the task's name there is "f"."""
+    names, y = table.space.names, table.values[task]
+    outcomes = [Outcome.of(float(y[i])) for i in told]
+    return [
+        Trial(number, dict(zip(names, table.x[i])), 0, 0, state=outcome.state, outcome=outcome)
+        for number, (i, outcome) in enumerate(zip(told, outcomes))
+    ]
+
+
 def errors(table: Table, task: str, told: np.ndarray) -> tuple[str, dict[str, float]]:
     """The transform chosen, and transform -> fraction of held-out rows on the wrong side; "auto" is one of them.
 
     Half a row is added to each count: a comparison of nothing with nothing is a draw.
     """
-    y = table.values[task]
-    space = table.space
-    trials = [
-        Trial(number, dict(zip(space.names, table.x[i])), 0, 0, state=o.state, outcome=o)
-        for number, (i, o) in enumerate((i, Outcome.of(float(y[i]))) for i in told)
-    ]
+    y, space, trials = table.values[task], table.space, history(table, task, told)
     held = np.setdiff1d(np.arange(len(y)), told)
     u = space.to_unit(torch.from_numpy(table.x[held]))
     auto = Problem(space, Task("f", (table.threshold,)))

@@ -120,9 +120,9 @@ def _values(task: Task, done: Sequence[Trial]) -> Tensor:
 
 #: Judges transforms, whatever recipe makes the belief: one smooth kernel is enough to tell them apart.
 _JUDGE = GaussianProcess(kernel="matern52", restarts=1, max_iter=40, average=False)
-#: Log prior odds against a transform. With few data "asinh" now and then explains a smooth function as well as
-#: "identity", and then misleads.
-_HANDICAP = {"asinh": 3.0}
+#: Log prior odds against a transform. With few data a curved one now and then explains a smooth function as well as
+#: "identity", and then misleads, "asinh" most of all.
+_HANDICAP = {"asinh": 3.0, "log": 1.0, "log-tanh": 1.0}
 
 
 def settle(problem: Problem, trials: Sequence[Trial]) -> Problem:

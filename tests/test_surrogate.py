@@ -8,9 +8,10 @@ import scipy.optimize
 import scipy.stats
 import threadpoolctl
 import torch
+from benchmarks.suite.problems import PROBLEMS
 
 from excursion.errors import FitError, InvalidStrategy, ShapeError
-from excursion.surrogate import GaussianProcess, Observations, Tempered, evidence
+from excursion.surrogate import GaussianProcess, Observations, Tempered, evidence, exact
 from excursion.surrogate.censored import _hazard, censored_sites
 from excursion.surrogate.evidence import Evidence, covariances, orders, split, tilts
 from excursion.surrogate.exact import DENSITY, SOME, Kernel, _Explanation
@@ -135,7 +136,7 @@ def test_predictions_equal_dense_algebra(kernel, metric):
     u, at = points(15), points(9, seed=2)
     z = torch.sin(6 * u[:, 0]) * 3 + u[:, 1] + 10
     variance = torch.linspace(1e-3, 0.2, 15, dtype=torch.float64)
-    posterior = GaussianProcess(kernel=kernel, metric=metric).fit(Observations.exact(u, z, variance))
+    posterior = GaussianProcess(kernel=kernel, metric=metric, average=False).fit(Observations.exact(u, z, variance))
     mean, covariance = posterior.joint(at)
     expect_mean, expect_covariance = textbook(posterior, kernel, u, z, variance, at)
     assert np.allclose(mean[0], expect_mean, rtol=1e-8)
@@ -362,6 +363,55 @@ def test_half_of_the_data_censored_gives_the_right_side():
     beyond = truth > 1.5
     assert (mean[0, beyond] > 0.5).all()
     assert variance[0, beyond].mean() > variance[0, truth < 0].mean()  # only the side is known there
+
+
+def test_draws_around_a_maximum_average_over_the_posterior(monkeypatch):
+    """Mean and variance of the log length scale by importance sampling equal those of a grid."""
+    u = points(12, d=1)
+    z = torch.sin(5 * u[:, 0]) + 0.1 * torch.cos(60 * u[:, 0])
+    y = ((z - z.mean()) / z.std(unbiased=False)).numpy()
+    evidence_ = Evidence("rbf", u.numpy(), np.ones((12, 1)), y, np.full(12, 0.01), np.zeros(12))
+    (best, _), *_ = evidence_.modes("ard", [np.array([-1.0, 0.0, -9.0])], 200)
+    # Without a nugget in the noise its parameter is free: it follows its prior and separates.
+    axes = [np.linspace(best[0] - 1.5, best[0] + 3, 61), np.linspace(best[1] - 3, best[1] + 8, 61)]
+    lattice = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    log = np.array([-evidence_(np.array([*row, best[2]]))[0] for row in lattice])
+    p = np.exp(log - log.max())
+    expected = np.average(lattice[:, 0], weights=p)
+    spread = np.average((lattice[:, 0] - expected) ** 2, weights=p) ** 0.5
+
+    monkeypatch.setattr(evidence, "HEAVIEST", 20.0)
+    around = evidence_.around(best, 3000)
+    assert around[0] == (best, 0.0) or np.array_equal(around[0][0], best)
+    theta, weight = np.stack([t for t, _ in around[1:]]), np.exp([w for _, w in around[1:]])
+    mean = np.average(theta[:, 0], weights=weight)
+    assert mean == pytest.approx(expected, abs=0.15 * spread)
+    assert np.average((theta[:, 0] - mean) ** 2, weights=weight) ** 0.5 == pytest.approx(spread, rel=0.15)
+    assert abs(expected - best[0]) > 0.15 * spread  # the maximum alone would not do
+
+
+def test_averaging_over_hyperparameters_is_more_honest(monkeypatch):
+    """The mean log probability of the class of what was not seen, on functions that mislead: with draws around the
+    maxima better than with the maxima alone, and with these better than with the highest."""
+    total = np.zeros(3)
+    for problem in (PROBLEMS[name] for name in ("bichon", "two_islands", "branin")):
+        at = problem.space.sample(0, 1000, 9)
+        truth = torch.from_numpy(problem.above(problem.space.from_unit(at).numpy()))
+        for n in (8, 12, 16):
+            u = problem.space.sample(0, n, 5)
+            z = torch.from_numpy(problem.f(problem.space.from_unit(u).numpy()))[:, None]
+            level = torch.tensor([problem.threshold], dtype=torch.float64)
+            data = Observations(u, z, torch.zeros_like(z), torch.zeros_like(z), (level,))
+
+            with monkeypatch.context() as without:
+                without.setattr(exact, "DRAWS", 0)
+                maxima = GaussianProcess().fit(data)
+            exact._remembered.cache_clear()  # knows nothing of the constant
+            for i, belief in enumerate([GaussianProcess(average=False).fit(data), maxima, GaussianProcess().fit(data)]):
+                mean, variance = belief.marginal(at)
+                above = torch.special.ndtr((mean[0] - level) / variance[0].sqrt()).clamp(1e-12, 1 - 1e-12)
+                total[i] += float(torch.where(truth, above, 1 - above).log().mean())
+    assert total[0] < total[1] < total[2], total / 9
 
 
 def test_values_too_small_for_double_precision_are_refused():

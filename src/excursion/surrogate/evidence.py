@@ -53,6 +53,8 @@ AMPLITUDE_PRIOR = (0.0, 3.0)
 TILT_PRIOR = (0.0, 1.0)
 #: Precision of the normal prior on the coefficients of the mean.
 RIDGE = 1e-2
+#: Draws around a maximum: the largest standard deviation in theta, and the largest log weight of one.
+WIDEST, HEAVIEST = 2.0, 1.0
 _BOUNDS = {"scale": (math.log(5e-3), math.log(1e3)), "tilt": (-5.0, 5.0)}
 _BOUNDS |= {"amplitude": (math.log(1e-3), math.log(1e4)), "nugget": (math.log(1e-9), 0.0)}
 
@@ -210,18 +212,50 @@ class Evidence:
         variance = 1 / precision.diagonal()
         return self.y - variance * (precision @ (self.y - self.basis @ beta)), variance
 
-    def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
+    def around(self, theta: np.ndarray, count: int) -> list[tuple[np.ndarray, float]]:
+        """Draws of the posterior around a maximum: Laplace's approximation, with importance weights.
+
+        Args:
+            theta: a maximum.
+            count: draws, rounded up to pairs on opposite sides of the maximum; the same ones for the same data.
+
+        Returns:
+            The maximum and the draws, each with its log weight: ln of posterior density over that of Laplace's normal
+            distribution, both relative to the maximum, and at most `HEAVIEST`: a lucky draw is not to move the mean.
+
+        References:
+            Rue, Martino and Chopin, J. R. Stat. Soc. B 71 (2009) 319, section 3: integrating over hyperparameters.
+        """
+        step = 1e-3 * np.eye(len(theta))
+        curvature = np.stack([(self(theta + h)[1] - self(theta - h)[1]) / 2e-3 for h in step])
+        values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.T))
+        # Where the data say nothing the posterior is flat, or not at its maximum because of a bound.
+        sd = np.maximum(values, WIDEST**-2) ** -0.5
+        lower, upper = np.array(self._bounds(len(theta))).T
+        height = self(theta)[0]
+        found = [(theta, 0.0)]
+        half = np.random.default_rng(1).standard_normal(((count + 1) // 2, len(theta)))
+        for normal in np.concatenate([half, -half]):
+            drawn = np.clip(theta + vectors @ (sd * normal), lower, upper)
+            found.append((drawn, min(height - self(drawn)[0] + 0.5 * float(normal @ normal), HEAVIEST)))
+        return found
+
+    def _bounds(self, parameters: int) -> list[tuple[float, float]]:
+        """Of theta."""
         d = self.u.shape[1]
         k = len(orders(self.kernel, d))
+        bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * (parameters - 1 - k - d)
+        return [*bounds, *[_BOUNDS["amplitude"]] * k, _BOUNDS["nugget"]]
+
+    def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
         best: scipy.optimize.OptimizeResult | None = None
         for start in starts:
-            bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * (len(start) - 1 - k - d)
             found = scipy.optimize.minimize(
                 self,
                 start,
                 jac=True,
                 method="L-BFGS-B",
-                bounds=[*bounds, *[_BOUNDS["amplitude"]] * k, _BOUNDS["nugget"]],
+                bounds=self._bounds(len(start)),
                 options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-4},
             )
             if best is None or found.fun < best.fun:

@@ -193,8 +193,9 @@ class GaussianProcess(Surrogate):
         restarts: starting points of the L-BFGS search (1 to 4).
         max_iter: iterations per start.
         average: weigh the explanations that were found (kernels, metrics, maxima) by how well they predict the class of
-            held-out observations (up to `AVERAGED` per dimension); False: take the best. Often several explain them
-            equally well: a single one is overconfident, and changes from ask to ask.
+            held-out observations (up to `AVERAGED` per dimension), and average over hyperparameters around each maximum
+            (up to `DRAWN` per dimension); False: take the best. Often several explain them equally well: a single one
+            is overconfident, and changes from ask to ask.
     """
 
     kernel: Literal["auto", "matern52", "matern32", "rbf", "additive"] = "auto"
@@ -261,6 +262,8 @@ class GaussianProcess(Surrogate):
             found = [best, *(other.polished(data, some, self.max_iter) for other in found[1:])]
             data = data.with_sites(best, y, known, side)
         typical = known[exact].mean() if exact.any() else torch.zeros_like(data.shift)
+        if self.average and len(y) < DRAWN * u.shape[1]:
+            found = data.drawn(found)
         parts = tuple(data.process(e, typical) for e in found)
         weights = np.exp(np.array([e.weight for e in found]))
         return parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
@@ -349,6 +352,9 @@ AVERAGED = 50
 TEMPER = 0.5
 #: Explanations that weigh less than this part of the best one are left out, and all beyond so many.
 LEAST, MOST = 0.05, 4
+#: Draws around the maxima, in all, while there are fewer observations than this per dimension; those that weigh less
+#: than this part of the heaviest are left out.
+DRAWS, DRAWN, LIGHTEST = 6, 10, 0.02
 #: Maxima are sought with so many observations, and followed with so many.
 FEW, SOME = 64, 256
 
@@ -414,6 +420,18 @@ class _Standardised:
         """What `Evidence` needs of some of the observations."""
         u = self.u[index]
         return [t.numpy() for t in (u, _basis(u, self.mean), self.y[index], self.noise[index], 1 - self.site[index])]
+
+    def drawn(self, found: list[_Explanation]) -> list[_Explanation]:
+        """The explanations and draws of the posterior around each; the heavier an explanation, the more draws."""
+        shares = np.exp([e.weight for e in found])
+        counts = np.ceil(DRAWS * shares / shares.sum()).astype(int)
+        out = []
+        for e, count in zip(found, counts):
+            around = Evidence(e.name, *self.arrays(np.arange(len(self.y)))).around(e.theta, count)
+            total = np.logaddexp.reduce([weight for _, weight in around])
+            out += [replace(e, theta=theta, weight=e.weight + weight - total) for theta, weight in around]
+        heaviest = max(e.weight for e in out)
+        return [e for e in out if e.weight > heaviest + math.log(LIGHTEST)]
 
     def _gram(self, e: _Explanation) -> tuple[Kernel, Tensor, Tensor]:
         lengths, mixing, variances, learned = split(e.name, e.theta, self.u.shape[1])

@@ -60,7 +60,7 @@ class Results:
         held = {method for method, _, _ in self.runs}
         if criteria:
             return ["excursion", *sorted(m for m in held if m.startswith("excursion["))]
-        others = sorted(m for m in held if m != "excursion" and m not in BASELINES and not m.startswith("excursion["))
+        others = sorted(m for m in held if m != "excursion" and m not in BASELINES and "[" not in m)
         return [m for m in ("excursion", *others, *BASELINES) if m in held]
 
     def get(self, method: str, batch: int, problem: str) -> Sequence[Mapping[str, Any]]:
@@ -161,6 +161,23 @@ def counts_table(results: Results, batch: int) -> str:
     rows.append(["*ours / method, geometric mean*", "", *means, *([f"**{overall}**"] if competitors else [])])
     header = ["problem", "d", *methods, *(["ours / best peer"] if competitors else [])]
     return markdown(header, rows)
+
+
+def log_table(results: Results, batch: int) -> str:
+    """N(1 %) where f is positive: peers told ln f in place of f, beside ours, which is told f."""
+    told = sorted({m for m, b, _ in results.runs if m.endswith("[log]") and b == batch})
+    rows = []
+    for p in results.problems:
+        pairs = [results.evaluations(name, batch, p.name) for m in told for name in (m.removesuffix("[log]"), m)]
+        if any(results.get(m, batch, p.name) for m in told):
+            cells = [results.evaluations("excursion", batch, p.name), *pairs]
+            rows.append([p.name, *(count(c, p.budget) for c in cells)])
+    header = [
+        "problem",
+        "excursion",
+        *(name for m in told for name in (m.removesuffix("[log]"), f"{m[:-5]} told ln f")),
+    ]
+    return markdown(header, rows) if rows else ""
 
 
 def errors_table(results: Results, batch: int) -> str:
@@ -304,7 +321,8 @@ def versions(results: Results) -> str:
                 key = m, r["stopped"].split(":")[0]
                 bad[key] = bad.get(key, 0) + 1
     lines = []
-    for m in results.methods() + results.methods(criteria=True)[1:]:
+    logs = sorted(m for m in seen if m.endswith("[log]"))
+    for m in results.methods() + logs + results.methods(criteria=True)[1:]:
         trouble = "".join(f"; {k} runs ended by {why}" for (which, why), k in bad.items() if which == m)
         lines.append(f"- {m}: {', '.join(sorted(seen[m]))}; {len(seeds[m])} seeds{trouble}")
     return "\n".join(lines)
@@ -331,6 +349,8 @@ def fragment(results: Results, figures: Sequence[str] = ()) -> str:
             parts += [counts_table(results, batch)]
             if table := errors_table(results, batch):
                 parts += [f"Error at the end of the budget where that does not suffice, batches of {batch}:", table]
+            if table := log_table(results, batch):
+                parts += [f"Peers told ln f, as a practitioner would, batches of {batch}:", table]
             if sentence := grid_sentence(results, batch):
                 parts += [f"A regular grid with linear interpolation needs so many times our evaluations: {sentence}."]
             if table := grid_table(results, batch):

@@ -4,7 +4,7 @@ Run: python -m benchmarks.suite.run --methods excursion,sobol --batches 1,5 --se
 
 What a file holds is not run again (`--fresh` redoes it); several invocations may run at once. Methods: excursion,
 sobol, forest, grid, excursion[EFF] and so on ("criteria": all of these) and the files of peers/ ("peers": all of these;
-`benchmarks/suite/peers/setup.sh` installs them). To try settings of ours:
+`benchmarks/suite/peers/setup.sh` installs them); trieste[log] is told ln f, where f > 0. To try settings of ours:
 --methods mine --strategy '{"exploration": 0.1}' --out /tmp/mine, then benchmarks.suite.report --results /tmp/mine.
 """
 
@@ -60,10 +60,12 @@ class Peer:
 
     Attributes:
         name: of the file under peers/ and of its environment under out/peers/.
+        log: whether it is told ln f and ln T, as a practitioner would tell it limits.
         patience: seconds that one answer may take.
     """
 
     name: str
+    log: bool = False
     patience: float = 600.0
     version: str = ""
 
@@ -79,7 +81,8 @@ class Peer:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
         )
         bounds = [[float(a), float(b)] for a, b in problem.bounds]
-        answer = self._call(do="start", bounds=bounds, threshold=problem.threshold, batch=batch, seed=seed)
+        threshold = math.log(problem.threshold) if self.log else problem.threshold
+        answer = self._call(do="start", bounds=bounds, threshold=threshold, batch=batch, seed=seed)
         self.version = answer.get("version", "")
 
     def _call(self, **request: Any) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class Peer:
         return np.array(self._call(do="ask", n=n)["x"], dtype=float)
 
     def tell(self, x: np.ndarray, y: np.ndarray) -> None:
-        self._call(do="tell", x=x.tolist(), y=y.tolist())
+        self._call(do="tell", x=x.tolist(), y=(np.log(y) if self.log else y).tolist())
 
     def classify(self, x: np.ndarray) -> np.ndarray | None:
         above = self._call(do="classify", x=x.tolist())["above"]
@@ -136,8 +139,8 @@ def make(name: str, strategy: dict[str, Any] | None = None) -> Method:
         return Ours(OURS[name])
     if name == "forest":
         return Forest()
-    if name in peers():
-        return Peer(name)
+    if name.removesuffix("[log]") in peers():
+        return Peer(name.removesuffix("[log]"), log=name.endswith("[log]"))
     raise SystemExit(f"run: methods must be among {', '.join([*OURS, 'forest', 'grid', *peers()])}, got {name!r}")
 
 

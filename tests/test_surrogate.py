@@ -1,6 +1,7 @@
 import itertools
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import GaussianProcess, Observations, Tempered, evidence, exact
 from excursion.surrogate.censored import _hazard, censored_sites
 from excursion.surrogate.evidence import Evidence, covariances, orders, split, tilts
-from excursion.surrogate.exact import DENSITY, SOME, Kernel, _Explanation
+from excursion.surrogate.exact import DENSITY, SOME, Kernel, _Explanation, _Standardised
 from excursion.surrogate.joined import Mixture
 from excursion.surrogate.linalg import JITTERS, cholesky
 from excursion.testing import SurrogateContract
@@ -388,6 +389,40 @@ def test_draws_around_a_maximum_average_over_the_posterior(monkeypatch):
     assert mean == pytest.approx(expected, abs=0.15 * spread)
     assert np.average((theta[:, 0] - mean) ** 2, weights=weight) ** 0.5 == pytest.approx(spread, rel=0.15)
     assert abs(expected - best[0]) > 0.15 * spread  # the maximum alone would not do
+
+
+def test_draws_share_the_weight_of_their_explanation():
+    u = points(12)
+    y = torch.sin(6 * u[:, 0]) + u[:, 1]
+    one = torch.ones(()).double()
+    data = _Standardised(u, (y - y.mean()) / y.std(), 0 * y, 0 * y, "constant", 0 * one, one)
+    index = np.arange(12)
+    found = [
+        replace(_Explanation("rbf", np.array([-0.5, 0.5, 0.0, -9.0]), 0.0).polished(data, index, 50), weight=0.0),
+        replace(_Explanation("matern52", np.array([-0.5, 0.5, 0.0, -9.0]), 0.0).polished(data, index, 50), weight=-1.0),
+    ]
+    shares = {e.name: 0.0 for e in found}
+    drawn = data.drawn(found)
+    for e in drawn:
+        shares[e.name] += math.exp(e.weight)
+    assert len(drawn) > 6
+    assert shares["rbf"] == pytest.approx(1, abs=0.1)  # the lightest are left out
+    assert shares["matern52"] == pytest.approx(math.exp(-1), abs=0.05)
+
+
+def test_an_additive_kernel_without_lower_orders_is_the_squared_exponential():
+    """Up to the priors: that of the variance that it has besides, and length scales of one dimension."""
+    u = points(10).numpy()
+    arrays = u, np.ones((10, 1)), u[:, 0] ** 2, np.zeros(10), np.ones(10)
+    theta = np.array([-0.5, 0.1, 0.2, -9.0])
+    more = np.insert(theta, 2, -30.0)
+
+    def scales(d):
+        return scipy.stats.lognorm.logpdf(np.exp(theta[:2]), math.sqrt(3), scale=math.exp(math.sqrt(2)) * d**0.5).sum()
+
+    plain, additive = Evidence("rbf", *arrays)(theta)[0], Evidence("additive", *arrays)(more)[0]
+    expected = plain + scales(2) - scales(1) - scipy.stats.norm.logpdf(-30, *evidence.AMPLITUDE_PRIOR)
+    assert additive == pytest.approx(expected, abs=1e-6)
 
 
 def test_averaging_over_hyperparameters_is_more_honest(monkeypatch):

@@ -37,6 +37,10 @@ bench-levelset: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.suite.run --methods criteria --batches 5 --seeds $(SEEDS) --jobs $(JOBS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suite.hartmann --seeds $(SEEDS) \
 		--out benchmarks/results/suite/hartmann6-210.json
+	@$(BIN)/python -m benchmarks.suite.floor --jobs $(JOBS) --out benchmarks/results/floor.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.transform --jobs $(JOBS)
+	@$(BIN)/python -m benchmarks.suite.run --methods "aepsych[log],botorch[log],trieste[log],learnernd[log]" --batches 5 \
+		--problems cliff,kinematic_step,noisy_CLs,mono_sbb --seeds $(SEEDS) --jobs $(JOBS)
 	@$(BIN)/python -m benchmarks.suite.report --docs docs
 
 $(BIN)/python:

@@ -45,17 +45,19 @@ def main() -> None:
     parser.add_argument("store", nargs="+")
     parser.add_argument("--surrogate", type=json.loads, default={})
     parser.add_argument("--transform")
+    parser.add_argument("--first", type=int, nargs="*", default=[None], help="only so many trials, for several numbers")
     args = parser.parse_args()
     for store in args.store:
         campaign = Campaign.open(store)
         problem = campaign.problem
         if args.transform:
             problem = replace(problem, tasks=tuple(replace(t, transform=args.transform) for t in problem.tasks))
-        trials = campaign.trials
-        posterior = GaussianProcess(**args.surrogate).fit(observations(problem, trials))
-        result = Result(problem, posterior, tuple(trials))
-        found = wrong(result)
-        print(f"{result.evaluations:4d} evaluations:", ", ".join(f"{t} {100 * v:.2f} %" for t, v in found.items()))
+        for first in args.first:
+            trials = campaign.trials[:first]
+            posterior = GaussianProcess(**args.surrogate).fit(observations(problem, trials))
+            result = Result(problem, posterior, tuple(trials))
+            found = wrong(result)
+            print(f"{result.evaluations:4d} evaluations:", ", ".join(f"{t} {100 * v:.2f} %" for t, v in found.items()))
 
 
 if __name__ == "__main__":

@@ -333,7 +333,13 @@ def problems_table(results: Results) -> str:
     return markdown(
         ["problem", "d", "budget", "f ≥ T", "what"],
         [
-            [p.name if p.group == "main" else f"{p.name} †", str(p.dim), str(p.budget), f"{p.fraction:.1%}", p.doc]
+            [
+                p.name if p.group == "main" else f"{p.name} †",
+                str(p.dim),
+                str(p.budget),
+                f"{p.fraction:.1%}",
+                p.doc.replace("|", "\\|"),
+            ]
             for p in results.problems
         ],
         text=(0, 4),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,6 +197,14 @@ def test_values_at_a_rail_are_bounds(values, threshold, side):
     data = seen(values, threshold)
     assert data.side[:, 0].tolist() == side
     assert data.z[:, 0].tolist() == [min(v, max(v for v in values if v < math.inf)) for v in values]
+
+
+def test_one_point_told_three_times_is_no_rail():
+    trials = history(lambda x, y: x, 6)
+    top = max(trials, key=lambda t: t.outcome.values["f"])
+    again = [replace(top, number=6 + i, told=6 + i) for i in range(2)]
+    data = observations(Problem(SPACE, Task("f", 0.2, "identity")), [*trials, *again])
+    assert data.side.abs().sum() == 0
 
 
 def saturated(x, y):

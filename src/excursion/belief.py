@@ -64,9 +64,9 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     """The trials that hold values, as the surrogate sees them, in the order of their numbers.
 
     An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
-    anything measured". So does the largest or smallest value where `_RAIL` or more are exactly that and it lies beyond
-    all thresholds: a CLs of 0 or 1 or a limit at the end of its bracket says where the answer saturates, not what the
-    function does there. A plateau taken for values makes a smooth edge look like a cliff.
+    anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and it lies
+    beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer saturates, not
+    what the function does there. A plateau taken for values makes a smooth edge look like a cliff.
 
     Raises:
         InvalidProblem: a transform is still to be settled (`settle`).
@@ -88,7 +88,7 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         exact = side == 0
         for rail, sign in ((y[exact].max(), 1.0), (y[exact].min(), -1.0)) if task.thresholds and exact.any() else ():
             at = exact & (y == rail)
-            if at.sum() >= _RAIL and bool((sign * (rail - y.new_tensor(task.thresholds)) > 0).all()):
+            if len(u[at].unique(dim=0)) >= _RAIL and bool((sign * (rail - y.new_tensor(task.thresholds)) > 0).all()):
                 side = torch.where(at, y.new_tensor(sign), side)
         finite = torch.cat([z[~beyond], task.levels])
         finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
@@ -102,7 +102,7 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)
 
 
-#: So many equal values at an end of their range are a saturation.
+#: So many points with equal values at an end of their range are a saturation.
 _RAIL = 3
 #: Squares of larger values and their products overflow: such a value says no more than an infinite one.
 _BEYOND = 1e60

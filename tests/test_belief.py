@@ -190,7 +190,9 @@ def seen(values, threshold, transform="identity"):
         ([0, 0.3, 0.3, 0.3, 0.7, 1, 1, 0.9], 0.05, [0] * 8),  # not at an end
         ([0, 0, 0, 0.2, 0.7, 0.9, 1], 0.0, [0] * 7),  # the rail is the threshold
         ([0, 0, 0, 0.2, 1, 1, 1], (0.05, 2.0), [-1, -1, -1, 0, 0, 0, 0]),  # not beyond all thresholds
-        ([0, 0, 0, 1, 1, 1, math.inf], 0.05, [-1, -1, -1, 1, 1, 1, 1]),
+        ([0, 0, 0, 0.1, 0.2, 1, 1, 1, math.inf], 0.05, [-1, -1, -1, 0, 0, 1, 1, 1, 1]),
+        ([0, 0, 0, 0.1, 1, 1, 1, math.inf], 0.05, [0] * 7 + [1]),  # too little else is known
+        ([3] * 6, 0.05, [0] * 6),
     ],
 )
 def test_values_at_a_rail_are_bounds(values, threshold, side):

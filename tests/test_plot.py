@@ -34,6 +34,7 @@ from excursion.report.plot import (
 )
 from excursion.result import Result, find_level_set
 from excursion.space import Parameter, ParameterSpace
+from excursion.surrogate import GaussianProcess, Surrogate
 
 LIMITS = ("observed", "expected", *(f"expected_{side}_{k}" for side in ("minus", "plus") for k in (1, 2)))
 SHIFT = {"expected_minus_2": -0.5, "expected_minus_1": -0.25, "expected_plus_1": 0.25, "expected_plus_2": 0.5}
@@ -51,8 +52,16 @@ def limits(p: dict[str, float]) -> Outcome:
     )
 
 
-def search(function: Any, space: Any, threshold: Any = 0.0, *, learn: bool = False, **more: Any) -> Result:
-    strategy = Strategy() if learn else Strategy(acquisition=Sobol())
+def search(
+    function: Any,
+    space: Any,
+    threshold: Any = 0.0,
+    *,
+    learn: bool = False,
+    surrogate: Surrogate = GaussianProcess(),  # noqa: B008 - settings, which do not change
+    **more: Any,
+) -> Result:
+    strategy = Strategy(surrogate) if learn else Strategy(surrogate, acquisition=Sobol())
     with ThreadPoolExecutor(1) as executor:
         return find_level_set(function, space, threshold, strategy=strategy, executor=executor, **more)
 
@@ -368,9 +377,13 @@ def test_probability_map_is_not_mirrored(limit: Result) -> None:
     assert np.abs(np.asarray(drawn) - expected).max() < 1e-12
 
 
-def test_probability_edges_lie_on_both_sides(ball: Result) -> None:
-    ax = plot_probability(ball, names=["x", "y"], fixed={"z": 0.1}, n=101)
-    p = ball.excursion_probability([[x, y, 0.1] for x, y in vertices(ax, "_edge")])
+def test_probability_edges_lie_on_both_sides() -> None:
+    # A rough kernel, so that the band is wider than a pixel.
+    kernel = GaussianProcess(kernel="matern32", metric="ard", average=False)
+    box = {"x": (-1, 1), "y": (-1, 1), "z": (-1, 1)}
+    rough = search(lambda p: p["x"] ** 2 + p["y"] ** 2 + p["z"] ** 2, box, 0.5, budget=25, surrogate=kernel)
+    ax = plot_probability(rough, names=["x", "y"], fixed={"z": 0.1}, n=101)
+    p = rough.excursion_probability([[x, y, 0.1] for x, y in vertices(ax, "_edge")])
     low, high = p[p < 0.5], p[p > 0.5]
     assert len(low) > 20
     assert len(high) > 20

@@ -66,7 +66,8 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
     anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and it lies
     beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer saturates, not
-    what the function does there. A plateau taken for values makes a smooth edge look like a cliff.
+    what the function does there. A plateau taken for values makes a smooth edge look like a cliff. Where fewer than two
+    other values are known it is taken for values all the same: something has to set the scale.
 
     Raises:
         InvalidProblem: a transform is still to be settled (`settle`).
@@ -86,10 +87,12 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
         beyond = ~(z.abs() < _BEYOND)
         side = torch.where(beyond & (side == 0), z.sign(), side)
         exact = side == 0
+        railed = side.clone()
         for rail, sign in ((y[exact].max(), 1.0), (y[exact].min(), -1.0)) if task.thresholds and exact.any() else ():
             at = exact & (y == rail)
             if len(u[at].unique(dim=0)) >= _RAIL and bool((sign * (rail - y.new_tensor(task.thresholds)) > 0).all()):
-                side = torch.where(at, y.new_tensor(sign), side)
+                railed = torch.where(at, y.new_tensor(sign), railed)
+        side = railed if (railed == 0).sum() >= 2 else side
         finite = torch.cat([z[~beyond], task.levels])
         finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
         slope = task.map.slope(y)

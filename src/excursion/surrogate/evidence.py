@@ -74,10 +74,15 @@ def tilts(d: int) -> int:
     return d * (d - 1) // 2
 
 
+def tilted(kernel: str, theta: np.ndarray, d: int) -> int:
+    """How many entries of W theta holds: `tilts`, or none."""
+    return len(theta) - d - len(orders(kernel, d)) - 1
+
+
 def split(kernel: str, theta: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Length scales (d,), 1 + W (d, d), the variance of each order and the nugget."""
     metric = np.eye(d)
-    end = len(theta) - 1 - len(orders(kernel, d))
+    end = d + tilted(kernel, theta, d)
     metric[np.tril_indices(d, -1)] = theta[d:end] if end > d else 0.0
     return np.exp(theta[:d]), metric, np.exp(theta[end:-1]), math.exp(theta[-1])
 
@@ -109,8 +114,7 @@ class Evidence:
         """
         n, d = self.u.shape
         scales, mix, variances, nugget = split(self.kernel, theta, d)
-        end = len(theta) - 1 - len(variances)
-        tilted = end > d
+        end = d + tilted(self.kernel, theta, d)
         v = self.u @ mix.T
         differences = (v[:, None] - v[None]).transpose(2, 0, 1)  # (d, n, n)
         squares = differences**2
@@ -135,7 +139,7 @@ class Evidence:
         gradient = np.empty_like(theta)
         pushes = pull * slopes
         gradient[:d] = [np.vdot(p, s) for p, s in zip(np.broadcast_to(pushes, squares.shape), squares)] / scales**2
-        if tilted:
+        if end > d:
             push = pushes[0]
             # sum_ij push_ij (v_ki - v_kj) (u_li - u_lj), a quadratic form: no (d, d, n, n) array
             rows = push.sum(1)
@@ -190,8 +194,7 @@ class Evidence:
         """The maximum near theta, with the metric that theta has, and its negative log posterior, price included."""
         n, d = self.u.shape
         best, value = self._descend([theta], max_iter)
-        tilted = len(theta) - 1 - len(orders(self.kernel, d)) - d
-        return best, value + 0.5 * tilted * math.log(n)
+        return best, value + 0.5 * tilted(self.kernel, theta, d) * math.log(n)
 
     def held_out(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each observation given all others, both (n,), in closed form.
@@ -231,7 +234,7 @@ class Evidence:
         values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.T))
         # Where the data say nothing the posterior is flat, or not at its maximum because of a bound.
         sd = np.maximum(values, WIDEST**-2) ** -0.5
-        lower, upper = np.array(self._bounds(len(theta))).T
+        lower, upper = np.array(self._bounds(theta)).T
         height = self(theta)[0]
         found = [(theta, 0.0)]
         half = np.random.default_rng(1).standard_normal(((count + 1) // 2, len(theta)))
@@ -240,12 +243,11 @@ class Evidence:
             found.append((drawn, min(height - self(drawn)[0] + 0.5 * float(normal @ normal), HEAVIEST)))
         return found
 
-    def _bounds(self, parameters: int) -> list[tuple[float, float]]:
-        """Of theta."""
+    def _bounds(self, theta: np.ndarray) -> list[tuple[float, float]]:
+        """Of the entries of theta."""
         d = self.u.shape[1]
-        k = len(orders(self.kernel, d))
-        bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * (parameters - 1 - k - d)
-        return [*bounds, *[_BOUNDS["amplitude"]] * k, _BOUNDS["nugget"]]
+        bounds = [_BOUNDS["scale"]] * d + [_BOUNDS["tilt"]] * tilted(self.kernel, theta, d)
+        return [*bounds, *[_BOUNDS["amplitude"]] * len(orders(self.kernel, d)), _BOUNDS["nugget"]]
 
     def _descend(self, starts: Sequence[np.ndarray], max_iter: int) -> tuple[np.ndarray, float]:
         best: scipy.optimize.OptimizeResult | None = None
@@ -255,7 +257,7 @@ class Evidence:
                 start,
                 jac=True,
                 method="L-BFGS-B",
-                bounds=self._bounds(len(start)),
+                bounds=self._bounds(start),
                 options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-4},
             )
             if best is None or found.fun < best.fun:

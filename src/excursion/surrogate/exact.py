@@ -22,7 +22,7 @@ from ..errors import FitError, InvalidStrategy
 from ..threads import one_thread
 from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
-from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, orders, split
+from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, orders, split, tilted
 from .joined import Independent, Mixture
 from .linalg import bordered, cholesky, solve
 
@@ -394,8 +394,7 @@ class _Explanation:
         if self.name in SMOOTH:
             classes = 2 * classes - HANDICAP
         if len(levels):
-            d = evidence.u.shape[1]
-            classes -= AKAIKE * (len(self.theta) - d - len(orders(self.name, d)) - 1)
+            classes -= AKAIKE * tilted(self.name, self.theta, evidence.u.shape[1])
         return replace(self, score=classes - DENSITY * self.value)
 
     def polished(self, data: _Standardised, index: np.ndarray, max_iter: int) -> _Explanation:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from excursion.acquisition import SUR, ExclusionEntropy, Search, Sobol, Straddle
 from excursion.belief import believe, observations
 from excursion.campaign import Campaign, Strategy, conditioned, evaluation_seed, propose
-from excursion.data import FINISHED, Outcome, Trial
+from excursion.data import FINISHED, Outcome, Proposal, Trial
 from excursion.errors import (
     DuplicateCampaign,
     FitError,
@@ -25,7 +25,7 @@ from excursion.errors import (
     UnknownCampaign,
     UnknownTrial,
 )
-from excursion.problem import TRANSFORMS, Problem, Task
+from excursion.problem import TRANSFORMS, Fidelity, Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.store import MemoryStore
 from excursion.surrogate import GaussianProcess, KernelSearch
@@ -462,3 +462,14 @@ def test_every_recipe_survives_the_store():
     for recipe in (GaussianProcess(metric="ard"), KernelSearch(depth=2)):
         strategy = Strategy(surrogate=recipe)
         assert Strategy.from_json(strategy.to_json()) == strategy
+
+
+def test_a_fidelity_nobody_declared_is_refused():
+    problem = Problem({"x": (0, 1)}, fidelities=(Fidelity("fast", 0.1), Fidelity("full")))
+    campaign = Campaign.create("memory://", "c", problem)
+    good, bad = Proposal({"x": 0.5}, 0, fidelity="fast"), Proposal({"x": 0.5}, 0, fidelity="slow")
+    with pytest.raises(InvalidProblem, match=r"a fidelity must be one of \['fast', 'full'\], got 'slow'"):
+        campaign._add([good, bad], 0)
+    assert campaign.trials == []
+    assert Campaign.open(campaign.store).problem == problem
+    assert [t.fidelity for t in campaign._add([good], 0)] == ["fast"]

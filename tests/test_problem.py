@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from excursion.data import Outcome
+from excursion.data import TABLE, Censored, Outcome, Trial
 from excursion.errors import InvalidOutcome, InvalidProblem
-from excursion.problem import TRANSFORMS, Problem, Task, Transform
+from excursion.problem import TRANSFORMS, Fidelity, Problem, Task, Transform
 from excursion.space import ParameterSpace
 
 SPACE = ParameterSpace.of({"x": (0, 1)})
@@ -153,3 +153,166 @@ def test_goals_survive_json_and_older_descriptions_are_level_sets():
         data = json.loads(json.dumps(problem.to_json()))
         assert Problem.from_json(data) == problem
         assert ("goal" in data) == (goal != "level-set")
+
+
+# --- what is missing, what is censored
+
+
+def test_a_missing_value_is_not_a_value():
+    outcome = Outcome.of({"observed": None, "expected": 1.2}, variances={"expected": 0.1})
+    assert (dict(outcome.values), outcome.missing, outcome.state) == ({"expected": 1.2}, ("observed",), "complete")
+    assert outcome == Outcome(values={"expected": 1.2}, variances={"expected": 0.1}, missing=("observed",))
+    assert outcome == Outcome.of({"expected": 1.2}, variances={"expected": 0.1}, missing=["observed", "observed"])
+
+
+def test_a_censored_value_is_a_bound():
+    outcome = Outcome.of({"expected": 1.3}, Censored("observed", above=10), Censored("low", below=0.1))
+    assert dict(outcome.values) == {"expected": 1.3, "observed": 10.0, "low": 0.1}
+    assert dict(outcome.bounds) == {"observed": "above", "low": "below"}
+    assert outcome.state == "censored"
+    assert Outcome.of({}, Censored("observed", above=10.0)).values["observed"] == 10.0
+    assert Outcome.of({"a": 1.0}, Censored("b", below=2.0), bounds={"a": "above"}).bounds == {
+        "a": "above",
+        "b": "below",
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Censored("f"), "a censored value has one bound, got above=None, below=None"),
+        (lambda: Censored("f", above=1.0, below=2.0), "has one bound, got above=1.0, below=2.0"),
+        (lambda: Censored("f", above=math.nan), "must not be NaN"),
+        (lambda: Censored("f", below="x"), "the value must be a number, got 'x'"),
+        (lambda: Outcome.of({"f": 1.0}, Censored("f", above=10.0)), "it has a value or is censored, got 1.0"),
+        (lambda: Outcome.of({"f": None}, Censored("f", above=10.0)), "it has a value or is censored, got None"),
+        (lambda: Outcome.of({}, Censored("f", above=1.0), Censored("f", below=2.0)), "has a value or is censored"),
+        (lambda: Outcome.of({"f": None, "g": None}), r"either values or an error.*missing=\['f', 'g'\]"),
+        (lambda: Outcome.of({"f": 1.0}, missing=("f",)), r"either missing or has a value, got both for \['f'\]"),
+        (lambda: Outcome(error="no", missing=("f",)), "either values or an error"),
+        (lambda: Outcome.of({"f": 1.0, "g": None}, variances={"g": 1.0}), "a variance must .* belong to a value"),
+        (lambda: Outcome.of({"f": 1.0, "g": None}, bounds={"g": "above"}), "a bound must .* belong to a value"),
+    ],
+)
+def test_outcomes_that_contradict_themselves(make, says):
+    with pytest.raises(InvalidOutcome, match=says):
+        make()
+
+
+def test_a_problem_takes_what_is_missing_on_purpose():
+    problem = Problem(SPACE, (Task("observed", 1.0, "log"), Task("expected", 1.0)))
+    outcome = Outcome.of({"observed": None, "expected": 1.2})
+    assert problem.check(outcome) is outcome
+    with pytest.raises(InvalidOutcome, match=r"missing=\['observed'\], unknown=\[\]\. .*give None"):
+        problem.check(Outcome.of({"expected": 1.2}))
+    with pytest.raises(InvalidOutcome, match=r"missing=\['observed'\], unknown=\['obs'\]"):
+        problem.check(Outcome.of({"obs": None, "expected": 1.2}))
+
+
+# --- fidelities
+
+FAST = Fidelity("fast", cost=2, parameters=["x"], events=(100, 1000), event_cost=0.01)
+FULL = Fidelity("full", cost=10.0, events=(1000, 100_000), event_cost=0.1)
+PLANE = ParameterSpace.of({"x": (0, 1), "y": (0, 1)})
+TWO = Problem(PLANE, (Task(),), fidelities=(Fidelity("paper", None, ("y",)), FAST, FULL))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Fidelity(""), "the name must be a non-empty string, got ''"),
+        (lambda: Fidelity(3), "the name must be a non-empty string, got 3"),
+        (lambda: Fidelity("a", cost=0.0), "the cost must be a positive number, got 0.0. Use None"),
+        (lambda: Fidelity("a", cost=-1), "the cost must be a positive number, got -1"),
+        (lambda: Fidelity("a", cost=math.nan), "the cost must be a positive number, got nan"),
+        (lambda: Fidelity("a", cost=math.inf), "the cost must be a positive number, got inf"),
+        (lambda: Fidelity("a", cost="1"), "the cost must be a positive number, got '1'"),
+        (lambda: Fidelity("a", cost=True), "the cost must be a positive number, got True"),
+        (lambda: Fidelity("a", parameters="x"), "parameters must be a list of names, got 'x'"),
+        (lambda: Fidelity("a", parameters=3), "parameters must be a list of names, got 3"),
+        (lambda: Fidelity("a", parameters=[1]), r"parameters must be a list of names, got \[1\]"),
+        (lambda: Fidelity("a", parameters=()), r"named once each, at least one, got \[\]"),
+        (lambda: Fidelity("a", parameters=("x", "x")), "named once each"),
+        (lambda: Fidelity("a", events=(0, 5)), r"1 <= least <= most, got \(0, 5\)"),
+        (lambda: Fidelity("a", events=(5, 4)), r"1 <= least <= most, got \(5, 4\)"),
+        (lambda: Fidelity("a", events=(1.0, 4)), "two whole numbers"),
+        (lambda: Fidelity("a", events=5), "two whole numbers"),
+        (lambda: Fidelity("a", events=(1, 2, 3)), "two whole numbers"),
+        (lambda: Fidelity("a", events=(True, 3)), "two whole numbers"),
+        (lambda: Fidelity("a", events=(1, 2), event_cost=-0.1), "event_cost must be a number, at least 0, got -0.1"),
+        (lambda: Fidelity("a", event_cost=0.1), "event_cost needs events"),
+        (lambda: Fidelity("a", None, events=(1, 2)), "known from tables only has no events to choose"),
+        (lambda: Problem(PLANE, fidelities=("fast",)), r"must be Fidelity objects, got \['fast'\]"),
+        (lambda: Problem(PLANE, fidelities=(Fidelity("a"), Fidelity("a"))), "name can be used once"),
+        (lambda: Problem(PLANE, fidelities=(Fidelity("a", 1, ["z"]), FULL)), r"some of \['x', 'y'\], got \['z'\]"),
+        (lambda: Problem(PLANE, fidelities=(FAST, Fidelity("b", None))), "the last fidelity is the one.*must have"),
+        (lambda: Problem(PLANE, fidelities=(Fidelity("a", 1, ("x",)),)), "depend on all parameters"),
+        (lambda: Problem(PLANE, fidelities=(Fidelity("a", 2), Fidelity("b", 1))), "got 'a' for 2 before 'b' for 1"),
+    ],
+)  # fmt: skip
+def test_fidelities_that_make_no_sense(make, says):
+    with pytest.raises(InvalidProblem, match=says):
+        make()
+
+
+def test_levels_count_from_the_dearest():
+    assert [TWO.level(name) for name in ("full", "fast", "paper", "")] == [0, 1, 2, 0]
+    assert TWO.fidelity("fast") == FAST
+    assert TWO.fidelity() == FULL
+    assert FAST.parameters == ("x",)
+    assert Problem(SPACE).level("") == 0
+    for problem, known in ((TWO, r"\['paper', 'fast', 'full'\]"), (Problem(SPACE), "none")):
+        with pytest.raises(InvalidProblem, match=f"a fidelity must be one of {known}, got 'slow'"):
+            problem.level("slow")
+    with pytest.raises(InvalidProblem, match="no fidelity was declared"):
+        Problem(SPACE).fidelity()
+
+
+def test_costs_are_counted_in_evaluations_of_the_dearest_fidelity():
+    dearest = 10 + 0.1 * 100_000
+    assert TWO.cost() == 1.0
+    assert TWO.cost("full", 1000) == pytest.approx(110 / dearest)
+    assert TWO.cost("fast", 100) == pytest.approx(3 / dearest)
+    assert TWO.cost("fast") == pytest.approx(12 / dearest)
+    assert TWO.cost("paper") == 0.0
+    trials = [
+        Trial(0, {}, 0, 0, fidelity="full", events=1000),
+        Trial(1, {}, 0, 0, fidelity="fast", events=100),
+        Trial(2, {}, 0, 0, TABLE, fidelity="full"),
+        Trial(3, {}, 0, 0, TABLE, fidelity="paper"),
+    ]
+    assert TWO.spent(trials) == pytest.approx(113 / dearest)
+    assert Problem(SPACE).spent([Trial(0, {}, 0, 0), Trial(1, {}, 0, 0), Trial(2, {}, 0, 0, TABLE)]) == 2.0
+
+
+def test_values_of_the_dearest_fidelity():
+    problem = Problem(PLANE, (Task("f"), Task("g")), fidelities=(FAST, FULL))
+    known = {"x": 0.1, "y": 0.2}
+    trials = [
+        Trial(0, known, 0, 0, state="complete", outcome=Outcome.of({"f": 1.0, "g": None}), fidelity="full"),
+        Trial(1, known, 0, 0, state="complete", outcome=Outcome.of({"f": 1.0, "g": 2.0}), fidelity="fast"),
+        Trial(2, known, 0, 0, state="failed", outcome=Outcome.failed("no"), fidelity="full"),
+        Trial(3, known, 0, 0, state="censored", outcome=Outcome.of({"f": None, "g": math.inf})),
+        Trial(4, known, 0, 0),
+    ]
+    assert [t.number for t in problem.valued(trials)] == [0, 3]
+    assert [t.number for t in problem.valued(trials, "g")] == [3]
+
+
+def test_fidelities_survive_json_and_are_not_written_without_any():
+    assert Problem.from_json(json.loads(json.dumps(TWO.to_json()))) == TWO
+    assert set(Problem(PLANE).to_json()) == {"space", "tasks"}
+
+
+@given(
+    cost=st.none() | st.floats(min_value=5e-324, max_value=1e300),
+    parameters=st.none() | st.permutations(["x", "y"]) | st.just(["y"]),
+    events=st.none() | st.tuples(st.integers(1, 1000), st.integers(1000, 2**62)),
+    event_cost=st.floats(0, 1e200),
+    name=st.text(min_size=1).filter(str.strip),
+)
+def test_any_fidelity_survives_json(cost, parameters, events, event_cost, name):
+    fidelity = Fidelity(name, cost, parameters, events if cost else None, event_cost if cost and events else 0.0)
+    last = Fidelity(name + "2", max(fidelity.price() * 2, 1e-300))
+    problem = Problem(PLANE, (Task(),), fidelities=(fidelity, last))
+    assert Problem.from_json(json.loads(json.dumps(problem.to_json()))) == problem

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,12 +8,13 @@ import scipy.optimize
 import torch
 
 import excursion
-from excursion.campaign import Campaign
-from excursion.data import Outcome
+from excursion.campaign import Campaign, best_trial
+from excursion.data import Outcome, Proposal
 from excursion.errors import FitError, InvalidPoint, InvalidProblem, InvalidSpace, InvalidStrategy
 from excursion.examples.analytic import fast_limit
-from excursion.problem import Problem, Task
-from excursion.result import Result, find_level_set
+from excursion.problem import Fidelity, Problem, Task
+from excursion.report.tables import trials_csv
+from excursion.result import Result, find_level_set, table
 from excursion.space import Parameter, ParameterSpace
 
 SQUARE = {"x": (-2.0, 2.0), "y": (-2.0, 2.0)}
@@ -349,3 +351,26 @@ def test_a_search_in_a_file_keeps_its_strategy(tmp_path):
 def test_results_are_short_in_a_notebook(result):
     assert repr(result) == "<Result: f over (x, y) from 25 evaluations>"
     assert len(repr(Campaign.create("memory://", "c", result.problem))) < 100
+
+
+def test_what_is_missing_is_empty_in_tables_and_is_never_the_best():
+    problem = Problem(
+        {"x": (0, 1)}, (Task("f"),), "maximum", fidelities=(Fidelity("fast", 0.1, events=(1, 9)), Fidelity("full"))
+    )
+    campaign = Campaign.create("memory://", "c", problem)
+    proposals = [Proposal({"x": 0.1 * i}, 0, fidelity=("fast", "full")[i % 2], events=i + 1) for i in range(4)]
+    outcomes = [Outcome.of({"f": v}) for v in (9.0, 1.0, 8.0, 2.0)]
+    campaign.store.record("c", proposals, outcomes, after=0, seeds=range(4))
+    assert best_trial(problem, campaign.trials).number == 3
+    rows = table(problem, campaign.trials)
+    assert [(row["fidelity"], row["events"]) for row in rows] == [("fast", 1), ("full", 2), ("fast", 3), ("full", 4)]
+    assert "fidelity" not in table(replace(problem, fidelities=()), campaign.trials)[0]
+
+    two = Problem({"x": (0, 1)}, (Task("f"), Task("g")))
+    campaign = Campaign.create("memory://", "c", two)
+    (trial,) = campaign.add([{"x": 0.5}])
+    campaign.tell(trial.number, {"f": None, "g": 2.0})
+    (row,) = table(two, campaign.trials)
+    assert math.isnan(row["f"])
+    assert (row["g"], row["f_bound"], row["state"]) == (2.0, "", "complete")
+    assert trials_csv(campaign).splitlines()[1].split(",")[3:7] == ["", "", "", "2.0"]

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from excursion.data import Outcome, Proposal
+from excursion.data import Outcome, Proposal, Trial
 from excursion.errors import (
     DuplicateCampaign,
     MissingExtra,
@@ -155,7 +155,7 @@ def test_another_database_is_left_alone(tmp_path, create):
 
 
 @pytest.mark.parametrize(
-    ("version", "do"), [(SCHEMA + 1, "Upgrade excursion"), (SCHEMA - 1, "Open it with the older excursion")]
+    ("version", "do"), [(SCHEMA + 1, "Upgrade excursion"), (SCHEMA - 2, "Open it with the older excursion")]
 )
 def test_another_schema_version_is_left_alone(tmp_path, version, do):
     path = tmp_path / "campaign.db"
@@ -171,6 +171,104 @@ def test_another_schema_version_is_left_alone(tmp_path, version, do):
         ):
             SqlStore(path, create=create)
     assert path.read_bytes() == before
+
+
+#: The tables of schema version 2, as the excursion of that time made them.
+VERSION_2 = """
+CREATE TABLE excursion (schema_version INTEGER NOT NULL, PRIMARY KEY (schema_version));
+CREATE TABLE campaign (name VARCHAR(200) NOT NULL, spec TEXT NOT NULL, created DOUBLE NOT NULL, PRIMARY KEY (name));
+CREATE TABLE trial (
+    campaign VARCHAR(200) NOT NULL, number INTEGER NOT NULL, state VARCHAR(16) NOT NULL, x TEXT NOT NULL,
+    basis INTEGER NOT NULL, "after" INTEGER NOT NULL, criterion TEXT NOT NULL, score DOUBLE, predicted TEXT NOT NULL,
+    belief TEXT NOT NULL, seed BIGINT NOT NULL, told INTEGER, outcome TEXT, asked DOUBLE NOT NULL, started DOUBLE,
+    finished DOUBLE, owner TEXT,
+    PRIMARY KEY (campaign, number), UNIQUE (campaign, told),
+    CHECK ((state IN ('queued', 'running')) = (told IS NULL)), CHECK ((told IS NULL) = (outcome IS NULL)),
+    FOREIGN KEY(campaign) REFERENCES campaign (name)
+);
+CREATE INDEX trial_state ON trial (campaign, state, number);
+CREATE TABLE event (
+    id INTEGER NOT NULL, campaign VARCHAR(200) NOT NULL, number INTEGER NOT NULL, kind VARCHAR(16) NOT NULL,
+    time DOUBLE NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL, owner TEXT,
+    PRIMARY KEY (id), FOREIGN KEY(campaign) REFERENCES campaign (name)
+);
+CREATE INDEX ix_event_campaign ON event (campaign);
+INSERT INTO excursion VALUES (2);
+INSERT INTO campaign VALUES ('a', '{"k": 1}', 1.0);
+INSERT INTO trial VALUES ('a', 0, 'censored', '{"x": 0.1}', 0, 0, 'design', NULL, '{}', '{}', 5, 0,
+    '{"values": {"f": Infinity}, "variances": {}, "bounds": {"f": "above"}, "error": null, "permanent": false,
+      "info": {}}', 2.0, 3.0, 4.0, 'me');
+INSERT INTO trial VALUES ('a', 1, 'queued', '{"x": 0.2}', 1, 1, 'SUR', 0.5, '{"f": 0.25}', '{}', 6, NULL, NULL, 2.5,
+    NULL, NULL, NULL);
+INSERT INTO event VALUES (1, 'a', 0, 'ask', 2.0, 'host', 1, NULL);
+"""
+
+
+def _version_2(path: Path) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(VERSION_2)
+    return path
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_store_of_the_version_before_is_brought_to_this_one(tmp_path, create):
+    path = _version_2(tmp_path / "campaign.db")
+    store = SqlStore(path, create=create)
+    assert store.spec("a") == {"k": 1}
+    first, second = store.trials("a")
+    assert first == Trial(
+        0, {"x": 0.1}, 0, 0, state="censored", told=0, outcome=Outcome.of({"f": math.inf}), seed=5, asked=2.0,
+        started=3.0, finished=4.0, owner="me",
+    )  # fmt: skip
+    assert (second.x, second.score, second.fidelity, second.events) == ({"x": 0.2}, 0.5, "", None)
+    (new,) = store.add("a", [Proposal({"x": 0.5}, 1, fidelity="fast", events=100)], after=2, seeds=[7])
+    assert store.finish("a", 1, Outcome.of({"f": 1.0, "g": None})).told == 1
+    assert SqlStore(path).trials("a")[2] == new
+    assert SqlStore(path).trials("a")[1].outcome.missing == ("g",)
+    # Whoever opened it with the older excursion may go on.
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            'INSERT INTO trial (campaign, number, state, x, basis, "after", criterion, predicted, belief, seed, asked) '
+            "VALUES ('a', 3, 'queued', '{}', 0, 3, 'design', '{}', '{}', 1, 1.0)"
+        )
+        connection.commit()
+        assert connection.execute("SELECT schema_version FROM excursion").fetchall() == [(SCHEMA,)]
+    assert (store.trials("a")[3].fidelity, store.trials("a")[3].events) == ("", None)
+
+
+def test_a_store_of_the_version_before_that_cannot_be_written_stays_as_it_is(tmp_path):
+    path = _version_2(tmp_path / "campaign.db")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON excursion BEGIN SELECT RAISE(ABORT, 'read only'); END"
+        )
+        connection.commit()
+        with pytest.raises(SchemaMismatch, match=r"version 2 is brought to version 3 .*read only.*Open it once where"):
+            SqlStore(path)
+        names = [row[1] for row in connection.execute("PRAGMA table_info(trial)")]
+        assert "fidelity" not in names  # the columns were added in the same transaction
+        assert connection.execute("SELECT schema_version FROM excursion").fetchall() == [(2,)]
+
+
+def test_several_may_open_a_store_of_the_version_before_at_once(tmp_path):
+    for i in range(5):
+        path = _version_2(tmp_path / f"{i}.db")
+        with ThreadPoolExecutor(4) as pool:
+            stores = list(pool.map(SqlStore, [path] * 4))
+        assert [len(store.trials("a")) for store in stores] == [2] * 4
+
+
+def test_tables_are_recorded_quickly(tmp_path):
+    store = SqlStore(tmp_path / "campaign.db")
+    store.create("a", {})
+    n = 5000
+    proposals = [Proposal({c: 0.1 * i for c in "abcd"}, 0, "table", fidelity="fast") for i in range(n)]
+    outcomes = [Outcome.of({"obs": float(i), "exp": 1 / 3}, variances={"obs": 0.1}) for i in range(n)]
+    start = time.perf_counter()
+    store.record("a", proposals, outcomes, after=0, seeds=range(n))
+    assert time.perf_counter() - start < 2.0
+    assert [t.outcome.values["obs"] for t in store.trials("a")] == list(range(n))
 
 
 def test_a_store_that_cannot_be_written(tmp_path):
@@ -235,7 +333,8 @@ def outcomes(draw):
     some = st.sets(st.sampled_from(sorted(values)))
     variances = {task: draw(st.floats(min_value=0.0, allow_infinity=False)) for task in draw(some)}
     bounds = {task: draw(st.sampled_from(["above", "below"])) for task in draw(some)}
-    return Outcome(values, variances, bounds, info=info)
+    missing = draw(st.sets(tasks.filter(lambda t: t not in values), max_size=2))
+    return Outcome(values, variances, bounds, info=info, missing=tuple(missing))
 
 
 def _bits(value):
@@ -255,6 +354,24 @@ def open_stores(tmp_path_factory):
     return stores
 
 
+@given(
+    records=st.lists(
+        st.tuples(outcomes(), st.floats(allow_nan=False), st.text(), st.none() | st.integers(1, 2**63 - 1)), max_size=4
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_recorded_trials_come_back_in_order(open_stores, records):
+    for store in open_stores:
+        before = store.trials("a")
+        proposals = [Proposal({"x": x}, 0, "table", fidelity=name, events=n) for _, x, name, n in records]
+        outcomes = [outcome for outcome, *_ in records]
+        done = store.record("a", proposals, outcomes, after=len(before), seeds=range(len(records)))
+        assert store.trials("a") == before + done
+        assert [t.outcome for t in done] == outcomes
+        assert [(t.x["x"], t.fidelity, t.events) for t in done] == [record[1:] for record in records]
+        assert [t.told for t in done] == [sum(t.told is not None for t in before) + i for i in range(len(records))]
+
+
 @given(outcome=outcomes(), x=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_outcomes_and_points_come_back_bit_by_bit(open_stores, outcome, x):
@@ -264,7 +381,7 @@ def test_outcomes_and_points_come_back_bit_by_bit(open_stores, outcome, x):
         store.finish("a", number, outcome)
         (trial,) = store.trials("a", number)
         assert (trial.outcome, trial.state) == (outcome, outcome.state)
-        for attribute in ("values", "variances", "bounds", "info", "error", "permanent"):
+        for attribute in ("values", "variances", "bounds", "info", "error", "permanent", "missing"):
             assert _bits(getattr(trial.outcome, attribute)) == _bits(getattr(outcome, attribute))
         assert _bits(trial.x) == _bits(x)
         # SQLite keeps -0.0 in a column of numbers as 0.0: no criterion tells them apart.

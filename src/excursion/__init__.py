@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .acquisition import PES, SUR, ExclusionEntropy, MutualInformation, Search, Sobol, Straddle
     from .campaign import Campaign, Strategy
     from .contours import Contour
-    from .data import Job, Outcome, Trial
+    from .data import Censored, Job, Outcome, Trial
     from .errors import ExcursionError
     from .evaluators import Evaluator
     from .evaluators.command import Command
     from .evaluators.python import Function
-    from .problem import Problem, Task
+    from .problem import Fidelity, Problem, Task
     from .result import Result, find_level_set, find_optimum
     from .runner import Report, run
     from .shadow import Replay, replay
@@ -36,12 +36,12 @@ _HOME = {
     "acquisition": ("PES", "SUR", "ExclusionEntropy", "MutualInformation", "Search", "Sobol", "Straddle"),
     "campaign": ("Campaign", "Strategy"),
     "contours": ("Contour",),
-    "data": ("Job", "Outcome", "Trial"),
+    "data": ("Censored", "Job", "Outcome", "Trial"),
     "errors": ("ExcursionError",),
     "evaluators": ("Evaluator",),
     "evaluators.command": ("Command",),
     "evaluators.python": ("Function",),
-    "problem": ("Problem", "Task"),
+    "problem": ("Fidelity", "Problem", "Task"),
     "result": ("Result", "find_level_set", "find_optimum"),
     "runner": ("Report", "run"),
     "shadow": ("Replay", "replay"),
@@ -55,12 +55,14 @@ __all__ = [
     "PES",
     "SUR",
     "Campaign",
+    "Censored",
     "Command",
     "Constraint",
     "Contour",
     "Evaluator",
     "ExclusionEntropy",
     "ExcursionError",
+    "Fidelity",
     "Function",
     "GaussianProcess",
     "Job",

@@ -392,8 +392,12 @@ def _sides(data: Observations, task: int, levels: Tensor) -> tuple[list[bool], l
 
 
 def best_trial(problem: Problem, trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the best value, the first of equal ones; exact values before bounds. None without values."""
-    name, known = problem.tasks[0].name, [t for t in trials if t.outcome and t.state in INFORMATIVE]
+    """The trial with the best value, the first of equal ones; exact values before bounds. None without values.
+
+    Only the dearest fidelity counts: the others are not what is sought.
+    """
+    name = problem.tasks[0].name
+    known = problem.valued(trials, name)
     exact = [t for t in known if t.state == "complete"] or known
     return max(exact, key=lambda t: problem.sign * t.outcome.values[name] if t.outcome else 0.0, default=None)
 
@@ -576,6 +580,8 @@ class Campaign:
                 continue
 
     def _add(self, proposals: Sequence[Proposal], after: int) -> list[Trial]:
+        for proposal in proposals:
+            self.problem.level(proposal.fidelity)  # refuses one that nobody declared
         seeds = [evaluation_seed(self.strategy.seed, after + i) for i in range(len(proposals))]
         return self.store.add(self.name, proposals, after=after, seeds=seeds)
 

@@ -16,6 +16,44 @@ PENDING: tuple[State, ...] = ("queued", "running")
 INFORMATIVE: tuple[State, ...] = ("complete", "censored")
 #: Trials in these states never change again.
 FINISHED: tuple[State, ...] = ("complete", "censored", "failed", "invalid")
+#: The criterion of trials that were not asked for but known from a table.
+TABLE = "table"
+
+
+@dataclass(frozen=True)
+class Censored:
+    """A value of which only a bound is known: a limit beyond the end of its bracket, no event passed.
+
+    Attributes:
+        task: name of the task.
+        above: the true value lies above this.
+        below: the true value lies below this.
+
+    Raises:
+        InvalidOutcome: not exactly one bound, or one that is not a number.
+    """
+
+    task: str
+    above: float | None = None
+    below: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.above is None) == (self.below is None):
+            raise InvalidOutcome(
+                f"outcome of task {self.task!r}: a censored value has one bound, got above={self.above!r}, "
+                f"below={self.below!r}. Give one of them"
+            )
+        _number(self.task, self.bound)
+
+    @property
+    def bound(self) -> float:
+        """The number, in the task's units."""
+        return self.above if self.above is not None else self.below  # type: ignore[return-value]
+
+    @property
+    def side(self) -> Literal["above", "below"]:
+        """On which side of `bound` the true value lies."""
+        return "above" if self.above is not None else "below"
 
 
 @dataclass(frozen=True)
@@ -23,18 +61,20 @@ class Outcome:
     """What one evaluation returned: values per task, or the reason why there are none.
 
     Attributes:
-        values: task name -> value in the task's units. Infinite values are allowed: they mean "beyond anything
-            measurable" and are treated as censored.
+        values: task name -> value in the task's units, known ones only. Infinite values are allowed: they mean
+            "beyond anything measurable" and are treated as censored. A task given as None is `missing`.
         variances: task name -> variance of the value (its Monte Carlo error squared); absent means unknown.
         bounds: task name -> "above" or "below": the true value lies above (below) ``values[task]``, which is all
             that is known (a limit larger than the bracket; no event passed).
         error: why the evaluation has no values; None if it has.
         permanent: the evaluation can never succeed at this point (state "invalid" rather than "failed").
         info: anything else worth keeping, JSON-compatible (yields, log file, seconds).
+        missing: tasks that this evaluation says nothing about (a column that a table does not have, a fit that was not
+            done); the others keep their values.
 
     Raises:
         InvalidOutcome: NaN values, negative or infinite variances, bounds for tasks without values, a failure that
-            also has values.
+            also has values, all tasks missing.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -43,28 +83,21 @@ class Outcome:
     error: str | None = None
     permanent: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.error is None) == (not self.values):
+        known = {task: value for task, value in self.values.items() if value is not None}
+        missing = tuple(dict.fromkeys([*self.missing, *(t for t in self.values if t not in known)]))
+        if (self.error is None) == (not known) or (self.error is not None and missing):
             raise InvalidOutcome(
-                f"outcome: needs either values or an error, got values={dict(self.values)!r}, error={self.error!r}. "
-                "Use Outcome.of(...) or Outcome.failed(...)"
+                f"outcome: needs either values or an error, got values={known!r}, missing={list(missing)}, "
+                f"error={self.error!r}. Use Outcome.of(...) or Outcome.failed(...)"
             )
+        if both := [task for task in missing if task in known]:
+            raise InvalidOutcome(f"outcome: a task is either missing or has a value, got both for {both}. Choose one")
         values, bounds = {}, dict(self.bounds)
-        for task, value in self.values.items():
-            try:
-                if isinstance(value, str | bool):
-                    raise TypeError
-                values[task] = float(value)
-            except (TypeError, ValueError, OverflowError):
-                raise InvalidOutcome(
-                    f"outcome of task {task!r}: the value must be a number, got {value!r:.80}. Return a float"
-                ) from None
-            if math.isnan(values[task]):
-                raise InvalidOutcome(
-                    f"outcome of task {task!r}: the value must not be NaN, got {value!r}. Tell a failure "
-                    "(Outcome.failed) or a bound (Outcome.of(..., bounds={task: 'above'})) instead"
-                )
+        for task, value in known.items():
+            values[task] = _number(task, value)
             if math.isinf(values[task]):
                 bounds.setdefault(task, "above" if values[task] > 0 else "below")
         for task, variance in self.variances.items():
@@ -82,11 +115,31 @@ class Outcome:
         object.__setattr__(self, "variances", {k: float(v) for k, v in self.variances.items()})
         object.__setattr__(self, "bounds", bounds)
         object.__setattr__(self, "info", _plain(self.info, "info"))
+        object.__setattr__(self, "missing", missing)
 
     @classmethod
-    def of(cls, values: float | Mapping[str, float], **more: Any) -> Outcome:
-        """The outcome of a successful evaluation; a bare number is the value of the task "f"."""
-        return cls(values=values if isinstance(values, Mapping) else {"f": values}, **more)
+    def of(cls, values: float | Mapping[str, float | None], *censored: Censored, **more: Any) -> Outcome:
+        """The outcome of a successful evaluation.
+
+        Args:
+            values: task name -> value; None where it is missing. A bare number is the value of the task "f".
+            *censored: values of which only a bound is known.
+            **more: further attributes.
+
+        >>> outcome = Outcome.of({"expected": 1.3, "mass": None}, Censored("observed", above=10.0))
+        >>> outcome.values["observed"], outcome.bounds["observed"], outcome.missing
+        (10.0, 'above', ('mass',))
+        """
+        known: dict[str, Any] = dict(values) if isinstance(values, Mapping) else {"f": values}
+        bounds = dict(more.pop("bounds", {}))
+        for c in censored:
+            if c.task in known:
+                raise InvalidOutcome(
+                    f"outcome of task {c.task!r}: it has a value or is censored, got {known[c.task]!r} and {c}. "
+                    "Give one of them"
+                )
+            known[c.task], bounds[c.task] = c.bound, c.side
+        return cls(values=known, bounds=bounds, **more)
 
     @classmethod
     def failed(cls, reason: str, *, permanent: bool = False, **info: Any) -> Outcome:
@@ -99,6 +152,23 @@ class Outcome:
         if self.error is not None:
             return "invalid" if self.permanent else "failed"
         return "censored" if self.bounds else "complete"
+
+
+def _number(task: str, value: Any) -> float:
+    try:
+        if isinstance(value, str | bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidOutcome(
+            f"outcome of task {task!r}: the value must be a number, got {value!r:.80}. Return a float"
+        ) from None
+    if math.isnan(number):
+        raise InvalidOutcome(
+            f"outcome of task {task!r}: the value must not be NaN, got {value!r}. Tell a failure "
+            "(Outcome.failed), a bound (Censored(task, above=...)) or None where it is missing instead"
+        )
+    return number
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -137,6 +207,8 @@ class Proposal:
         score: the criterion's value, larger is better; None for a design point.
         predicted: task name -> probability that the value is at or above its (first) threshold, when it was chosen.
         belief: task name -> how the belief behind it was made: transform, its scale, temperature.
+        fidelity: name of the fidelity to evaluate at; "" where the problem declares none.
+        events: how many Monte Carlo events to generate; None where the campaign does not choose that.
     """
 
     x: Mapping[str, float]
@@ -145,6 +217,8 @@ class Proposal:
     score: float | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
     belief: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fidelity: str = ""
+    events: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +227,7 @@ class Trial:
 
     Attributes:
         number: 0, 1, 2, ... in the order of asking; with the campaign's name the primary key.
-        x, basis, criterion, score, predicted, belief: see `Proposal`.
+        x, basis, criterion, score, predicted, belief, fidelity, events: see `Proposal`.
         after: how many trials existed when it was asked; trials of one batch share it.
         state: see `State`; finished states never change.
         told: order of completion 0, 1, 2, ...; None while pending.
@@ -179,6 +253,8 @@ class Trial:
     started: float | None = None
     finished: float | None = None
     owner: str | None = None
+    fidelity: str = ""
+    events: int | None = None
 
     @property
     def pending(self) -> bool:
@@ -188,8 +264,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """What an evaluator gets to know: the point, who asks, and the seed to use."""
+    """What an evaluator gets to know: the point, who asks, the seed to use, and how well to evaluate.
+
+    Attributes:
+        x: parameter name -> physical value.
+        number: of the trial.
+        seed: for the evaluation's random numbers.
+        fidelity: name of the fidelity; "" where the problem declares none.
+        events: how many Monte Carlo events to generate; None where the campaign does not choose that.
+    """
 
     x: Mapping[str, float]
     number: int = 0
     seed: int = 0
+    fidelity: str = ""
+    events: int | None = None

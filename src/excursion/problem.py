@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Outcome
+from .data import INFORMATIVE, TABLE, Outcome, Trial
 from .errors import InvalidOutcome, InvalidProblem
 from .space import ParameterSpace
 
@@ -221,6 +222,92 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """One way to evaluate the tasks: cheap and rough (leading order, fast simulation, a table), or dear and right.
+
+    Attributes:
+        name: as in proposals and trials.
+        cost: of one evaluation, positive, in any unit that all fidelities of a problem share (seconds, say). None: it
+            is known from tables only (`Campaign.warm_start`) and never asked for.
+        parameters: names of the parameters that it depends on; None: all of them.
+        events: (least, most) Monte Carlo events of one evaluation: the campaign chooses how many. None: it does not.
+        event_cost: what each event adds to the cost.
+
+    Raises:
+        InvalidProblem: says which of these makes no sense.
+    """
+
+    name: str
+    cost: float | None = 1.0
+    parameters: tuple[str, ...] | None = None
+    events: tuple[int, int] | None = None
+    event_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise InvalidProblem(f"fidelity: the name must be a non-empty string, got {self.name!r}. Give it one")
+        where = f"fidelity {self.name!r}"
+        if self.cost is not None and not _at_least(self.cost, math.ulp(0.0)):
+            raise InvalidProblem(
+                f"{where}: the cost must be a positive number, got {self.cost!r}. Use None for what is known from "
+                "tables only"
+            )
+        object.__setattr__(self, "cost", None if self.cost is None else float(self.cost))
+        if not _at_least(self.event_cost, 0.0):
+            raise InvalidProblem(f"{where}: event_cost must be a number, at least 0, got {self.event_cost!r}")
+        object.__setattr__(self, "event_cost", float(self.event_cost))
+        if self.parameters is not None:
+            if not isinstance(self.parameters, list | tuple) or not all(isinstance(p, str) for p in self.parameters):
+                raise InvalidProblem(f"{where}: parameters must be a list of names, got {self.parameters!r}")
+            names = tuple(self.parameters)
+            if not names or len(set(names)) < len(names):
+                raise InvalidProblem(
+                    f"{where}: parameters must be named once each, at least one, got {list(names)}. Leave them out "
+                    "if it depends on all"
+                )
+            object.__setattr__(self, "parameters", names)
+        if self.events is not None:
+            object.__setattr__(self, "events", _range_of_events(where, self.events))
+        if self.event_cost and self.events is None:
+            raise InvalidProblem(
+                f"{where}: event_cost needs events, got event_cost={self.event_cost!r} without. "
+                "Give events=(least, most)"
+            )
+        if self.cost is None and self.events is not None:
+            raise InvalidProblem(
+                f"{where}: what is known from tables only has no events to choose, got events={self.events}. "
+                "Give a cost, or leave the events out"
+            )
+
+    def price(self, events: int | None = None) -> float:
+        """Cost of one evaluation with so many events (by default the most), in the unit of `cost`; 0 without a cost."""
+        if self.cost is None:
+            return 0.0
+        if self.events is None:
+            return self.cost
+        return self.cost + self.event_cost * (self.events[1] if events is None else events)
+
+
+def _at_least(value: Any, least: float) -> bool:
+    try:
+        return not isinstance(value, bool) and least <= value < math.inf
+    except TypeError:
+        return False
+
+
+def _range_of_events(where: str, events: Any) -> tuple[int, int]:
+    try:
+        least, most = (operator.index(e) for e in events)
+        if any(isinstance(e, bool) for e in events) or not 1 <= least <= most < 2**63:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InvalidProblem(
+            f"{where}: events must be two whole numbers, 1 <= least <= most, got {events!r}. Give (least, most)"
+        ) from None
+    return least, most
+
+
+@dataclass(frozen=True)
 class Problem:
     """A search: where to look, at which outputs, and which values of them are sought.
 
@@ -230,11 +317,14 @@ class Problem:
             with threshold 0.
         goal: "level-set"; or "minimum" or "maximum" of the only task, whose thresholds then are of no account and are
             dropped.
+        fidelities: ways to evaluate the tasks, from cheap to dear; what is sought is the level set (or the optimum) of
+            the last. Without any there is one way, which needs no name.
     """
 
     space: ParameterSpace
     tasks: tuple[Task, ...] = (Task(),)
     goal: Goal = "level-set"
+    fidelities: tuple[Fidelity, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "space", ParameterSpace.of(self.space))
@@ -261,6 +351,89 @@ class Problem:
                 "Give one, or seek a minimum or maximum (goal)"
             )
         object.__setattr__(self, "tasks", tasks)
+        object.__setattr__(self, "fidelities", tuple(self.fidelities))
+        if self.fidelities:
+            self._check_fidelities()
+
+    def _check_fidelities(self) -> None:
+        if wrong := [f for f in self.fidelities if not isinstance(f, Fidelity)]:
+            raise InvalidProblem(f"problem: fidelities must be Fidelity objects, got {wrong}")
+        names = [f.name for f in self.fidelities]
+        if len(set(names)) < len(names):
+            raise InvalidProblem(f"problem: a fidelity's name can be used once, got {names}. Rename one")
+        for fidelity in self.fidelities:
+            if unknown := sorted(set(fidelity.parameters or ()) - set(self.space.names)):
+                raise InvalidProblem(
+                    f"fidelity {fidelity.name!r}: parameters must be some of {list(self.space.names)}, got {unknown}"
+                )
+        dearest = self.fidelities[-1]
+        if dearest.cost is None or set(dearest.parameters or self.space.names) < set(self.space.names):
+            raise InvalidProblem(
+                f"problem: the last fidelity is the one whose level set is sought: it must have a cost and depend on "
+                f"all parameters, got {dearest}. Put the fidelities from cheap to dear"
+            )
+        asked = [f for f in self.fidelities if f.cost is not None]
+        for cheap, dear in itertools.pairwise(asked):
+            if cheap.price() > dear.price():
+                raise InvalidProblem(
+                    f"problem: fidelities must be given from cheap to dear, got {cheap.name!r} for {cheap.price():g} "
+                    f"before {dear.name!r} for {dear.price():g}. Change the order, or leave out what is both rough and "
+                    "dear"
+                )
+
+    def level(self, name: str) -> int:
+        """0 for the dearest fidelity (and for "", its other name), 1 for the next cheaper one, and so on.
+
+        Raises:
+            InvalidProblem: nobody declared this fidelity.
+        """
+        names = [f.name for f in self.fidelities]
+        if name == "":
+            return 0
+        if name not in names:
+            raise InvalidProblem(
+                f"problem: a fidelity must be one of {names or 'none'}, got {name!r}. "
+                + ("Use one of these" if names else "Declare it: Problem(..., fidelities=(Fidelity(...), ...))")
+            )
+        return len(names) - 1 - names.index(name)
+
+    def fidelity(self, name: str = "") -> Fidelity:
+        """The fidelity of this name; without a name the dearest.
+
+        Raises:
+            InvalidProblem: nobody declared this fidelity, or any.
+        """
+        level = self.level(name)
+        if not self.fidelities:
+            raise InvalidProblem(
+                "problem: no fidelity was declared, got none. Declare it: Problem(..., fidelities=...)"
+            )
+        return self.fidelities[-1 - level]
+
+    def cost(self, fidelity: str = "", events: int | None = None) -> float:
+        """Cost of one evaluation, in evaluations of the dearest fidelity (with the most events, if it has any).
+
+        1 where no fidelities are declared, 0 for a fidelity that is known from tables only.
+        """
+        if not self.fidelities:
+            self.level(fidelity)
+            return 1.0
+        return self.fidelity(fidelity).price(events) / self.fidelities[-1].price()
+
+    def spent(self, trials: Iterable[Trial]) -> float:
+        """Cost of these trials, in evaluations of the dearest fidelity; what came from tables costs nothing."""
+        return math.fsum(self.cost(t.fidelity, t.events) for t in trials if t.criterion != TABLE)
+
+    def valued(self, trials: Iterable[Trial], task: str | None = None) -> list[Trial]:
+        """The trials at the dearest fidelity that hold a value of this task; without a name, of any."""
+        return [
+            t
+            for t in trials
+            if t.state in INFORMATIVE
+            and t.outcome is not None
+            and self.level(t.fidelity) == 0
+            and (task is None or task in t.outcome.values)
+        ]
 
     @property
     def sign(self) -> int:
@@ -280,23 +453,25 @@ class Problem:
         raise InvalidProblem(f"problem: no task {name!r}, got tasks {list(self.task_names)}. Use one of these")
 
     def check(self, outcome: Outcome) -> Outcome:
-        """The outcome, if it fits the tasks: every task has a value, none is unknown, none lies outside its transform.
+        """The outcome, if it fits the tasks: every task has a value or is `Outcome.missing`, none is unknown, none lies
+        outside its transform.
 
         Raises:
             InvalidOutcome: says which task and what to do.
         """
         if outcome.error is not None:
             return outcome
-        known, given = set(self.task_names), set(outcome.values)
+        known, given = set(self.task_names), {*outcome.values, *outcome.missing}
         if given != known:
             missing, unknown = sorted(known - given), sorted(given - known)
             raise InvalidOutcome(
                 f"outcome: needs a value for each task {list(self.task_names)}, got missing={missing}, "
-                f"unknown={unknown}. Rename the values, or tell a failure if the evaluation did not work"
+                f"unknown={unknown}. Rename the values, give None for a task that this evaluation says nothing about, "
+                "or tell a failure if the evaluation did not work"
             )
         for task in self.tasks:
-            value = outcome.values[task.name]
-            if task.transform != "auto" and task.map.positive and not value > 0:
+            value = outcome.values.get(task.name)
+            if value is not None and task.transform != "auto" and task.map.positive and not value > 0:
                 raise InvalidOutcome(
                     f"outcome of task {task.name!r}: transform {task.transform!r} needs positive values, "
                     f"got {value!r}. Tell a failure, or use the transform 'identity' or 'asinh'"
@@ -308,10 +483,13 @@ class Problem:
         tasks = [asdict(t) | {"thresholds": list(t.thresholds)} for t in self.tasks]
         # As written before there were goals, so that stores from then are those of now.
         goal = {} if self.goal == "level-set" else {"goal": self.goal}
-        return {"space": self.space.to_json(), "tasks": tasks, **goal}
+        # The same for fidelities.
+        fidelities = {"fidelities": [asdict(f) for f in self.fidelities]} if self.fidelities else {}
+        return {"space": self.space.to_json(), "tasks": tasks, **goal, **fidelities}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Problem:
         """The problem that `to_json` wrote."""
         tasks = tuple(Task(**t) for t in data["tasks"])
-        return cls(ParameterSpace.from_json(data["space"]), tasks, data.get("goal", "level-set"))
+        fidelities = tuple(Fidelity(**f) for f in data.get("fidelities", ()))
+        return cls(ParameterSpace.from_json(data["space"]), tasks, data.get("goal", "level-set"), fidelities)

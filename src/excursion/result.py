@@ -266,7 +266,10 @@ class Result:
 
 
 def table(problem: Problem, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Trials as flat dicts: number, state, parameters, then per task value, sd and bound, then what is known of it."""
+    """Trials as flat dicts: number, state, parameters, then per task value, sd and bound, then what is known of it.
+
+    A value that is missing is NaN. Fidelity and events come last, where the problem declares fidelities.
+    """
     rows = []
     for t in trials:
         o = t.outcome
@@ -287,6 +290,8 @@ def table(problem: Problem, trials: Sequence[Trial]) -> list[dict[str, Any]]:
             "finished": t.finished,
             "error": (o.error if o else None) or "",
         }
+        if problem.fidelities:
+            row |= {"fidelity": t.fidelity, "events": math.nan if t.events is None else t.events}
         rows.append(row)
     return rows
 

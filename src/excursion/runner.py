@@ -114,7 +114,7 @@ def run(
         suspects: list[Trial] = []  # in flight when a pool broke; evaluated alone, so that only the guilty one fails
 
         def start(trial: Trial) -> None:
-            running[pool.submit(Job(dict(trial.x), trial.number, trial.seed))] = trial
+            running[pool.submit(_job(trial))] = trial
 
         try:
             while True:
@@ -173,6 +173,10 @@ def run(
             if store.release(name, owner=owner):
                 pool.kill()
     return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, campaign.status(), last_error)
+
+
+def _job(trial: Trial) -> Job:
+    return Job(dict(trial.x), trial.number, trial.seed, trial.fidelity, trial.events)
 
 
 def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | None, goal: float | None) -> None:

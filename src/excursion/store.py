@@ -40,8 +40,9 @@ from .errors import (
 
 __all__ = ["SCHEMA", "Event", "MemoryStore", "SqlStore", "Store", "open_store", "this_process"]
 
-#: Version of the tables below; a store of another version is refused, never converted silently.
-SCHEMA = 2
+#: Version of the tables below. A store of version 2 is brought to it when it is opened, any other is refused.
+SCHEMA = 3
+_BEFORE = 2
 #: Seconds a transaction waits for those of other processes before it gives up.
 PATIENCE = 30.0
 _NAME_LENGTH = 200
@@ -120,6 +121,32 @@ class Store(AbstractContextManager["Store"]):
             StaleHistory: the campaign does not have exactly `after` trials (any more); read and propose
                 again.
             StoreError: not one seed per proposal, or a point or score that is not a number.
+        """
+
+    @abstractmethod
+    def record(
+        self,
+        name: str,
+        proposals: Sequence[Proposal],
+        outcomes: Sequence[Outcome],
+        *,
+        after: int,
+        seeds: Sequence[int],
+    ) -> list[Trial]:
+        """Append trials that are finished already, such as the rows of a table: all of them or none.
+
+        Args:
+            name: the campaign.
+            proposals: the points to append.
+            outcomes: what is known there, one for each proposal.
+            after, seeds: as for `add`.
+
+        Returns:
+            The new trials, told in this order after all others.
+
+        Raises:
+            StaleHistory, StoreError: as `add`; not one outcome per proposal.
+            InvalidOutcome: an outcome's `info` is not JSON-compatible.
         """
 
     @abstractmethod
@@ -214,6 +241,7 @@ def _outcome_json(where: str, outcome: Outcome) -> str:
                 "error": outcome.error,
                 "permanent": bool(outcome.permanent),
                 "info": dict(outcome.info),
+                "missing": list(outcome.missing),
             }
         )
     except (TypeError, ValueError) as error:
@@ -242,6 +270,9 @@ def _queued(name: str, proposals: Sequence[Proposal], after: int, seeds: Sequenc
         x = {key: float(value) for key, value in proposal.x.items()}
         if any(map(math.isnan, x.values())) or (score is not None and math.isnan(score)):
             raise StoreError(f"trial {number} of {name!r}: point and score must not be NaN, got {x}, score {score}")
+        events = None if proposal.events is None else operator.index(proposal.events)
+        if events is not None and not 1 <= events < 2**63:
+            raise StoreError(f"trial {number} of {name!r}: the events must lie in [1, 2^63), got {events}")
         trials.append(
             Trial(
                 number=number,
@@ -254,9 +285,30 @@ def _queued(name: str, proposals: Sequence[Proposal], after: int, seeds: Sequenc
                 belief={key: dict(value) for key, value in proposal.belief.items()},
                 seed=operator.index(seed),
                 asked=now,
+                fidelity=proposal.fidelity,
+                events=events,
             )
         )
     return trials
+
+
+def _told(name: str, new: Sequence[Trial], outcomes: Sequence[Outcome], told: int) -> list[Trial]:
+    """The trials that `record` appends: the queued ones with their outcomes, told from this place on."""
+    if len(outcomes) != len(new):
+        raise StoreError(
+            f"campaign {name!r}: record needs one outcome per proposal, got {len(outcomes)} outcomes for "
+            f"{len(new)} proposals"
+        )
+    return [
+        replace(
+            trial,
+            state=outcome.state,
+            told=told + i,
+            outcome=_outcome(_outcome_json(f"trial {trial.number} of {name!r}", outcome)),
+            finished=trial.asked,
+        )
+        for i, (trial, outcome) in enumerate(zip(new, outcomes))
+    ]
 
 
 def _events(kind: Literal["ask", "claim", "release", "tell"], trials: Sequence[Trial]) -> list[Event]:
@@ -362,6 +414,26 @@ class MemoryStore(Store):
             self._events[name].extend(_events("ask", new))
             return [_copy(trial) for trial in new]
 
+    def record(
+        self,
+        name: str,
+        proposals: Sequence[Proposal],
+        outcomes: Sequence[Outcome],
+        *,
+        after: int,
+        seeds: Sequence[int],
+    ) -> list[Trial]:
+        """See `Store.record`."""
+        new = _queued(name, proposals, after, seeds)
+        with self._lock:
+            trials = self._check(name)
+            if len(trials) != after:
+                raise _stale(name, len(trials), after)
+            done = _told(name, new, outcomes, sum(other.told is not None for other in trials))
+            trials.extend(done)
+            self._events[name].extend(_events("ask", done) + _events("tell", done))
+            return [_copy(trial) for trial in done]
+
     def claim(self, name: str, owner: str, number: int | None = None) -> Trial | None:
         """See `Store.claim`."""
         with self._lock:
@@ -455,6 +527,8 @@ _trial = sa.Table(
     sa.Column("started", sa.Double),
     sa.Column("finished", sa.Double),
     sa.Column("owner", sa.Text),
+    sa.Column("fidelity", sa.Text, nullable=False, server_default=""),
+    sa.Column("events", sa.BigInteger),
     sa.UniqueConstraint("campaign", "told"),
     # A trial has an outcome and a place in the order of completion exactly when it is finished.
     sa.CheckConstraint("(state IN ('queued', 'running')) = (told IS NULL)"),
@@ -502,6 +576,8 @@ def _trial_of(row: Any) -> Trial:
         started=row.started,
         finished=row.finished,
         owner=row.owner,
+        fidelity=row.fidelity,
+        events=row.events,
     )
 
 
@@ -520,6 +596,8 @@ def _to_row(name: str, trial: Trial) -> dict[str, Any]:
         "belief": json.dumps(trial.belief),
         "seed": trial.seed,
         "asked": trial.asked,
+        "fidelity": trial.fidelity,
+        "events": trial.events,
     }
 
 
@@ -543,7 +621,8 @@ class SqlStore(Store):
         Raises:
             StoreError: there is no store (and `create` is False), the file is not an excursion store, or
                 the URL is not understood.
-            SchemaMismatch: the store was written by another schema version; it is left as it is.
+            SchemaMismatch: the store was written by another schema version; it is left as it is. One of the version
+                before is brought to the present one, in one transaction.
             MissingExtra: the driver of the database is not installed.
         """
         self._url = _parse(url)
@@ -622,6 +701,34 @@ class SqlStore(Store):
                 self._log(c, name, "ask", new)
         return new
 
+    def record(
+        self,
+        name: str,
+        proposals: Sequence[Proposal],
+        outcomes: Sequence[Outcome],
+        *,
+        after: int,
+        seeds: Sequence[int],
+    ) -> list[Trial]:
+        """See `Store.record`."""
+        new = _queued(name, proposals, after, seeds)
+        with self._transaction("write") as c:
+            self._campaign(c, name)
+            count = _count(c, name)
+            if count != after:
+                raise _stale(name, count, after)
+            done = _told(name, new, outcomes, _next_place(c, name))
+            if done:
+                rows = [
+                    _to_row(name, trial)
+                    | {"told": trial.told, "outcome": _outcome_json("trial", outcome), "finished": trial.finished}
+                    for trial, outcome in zip(done, outcomes)
+                ]
+                c.execute(_trial.insert(), rows)
+                self._log(c, name, "ask", done)
+                self._log(c, name, "tell", done)
+        return done
+
     def claim(self, name: str, owner: str, number: int | None = None) -> Trial | None:
         """See `Store.claim`."""
         t = _trial.c
@@ -654,16 +761,13 @@ class SqlStore(Store):
 
     def finish(self, name: str, number: int, outcome: Outcome) -> Trial:
         """See `Store.finish`."""
-        t = _trial.c
         text = _outcome_json(f"trial {number} of {name!r}", outcome)
         with self._transaction("write") as c:
             self._campaign(c, name)
             trial = self._one(c, name, number)
             if not trial.pending:
                 raise _finished(name, trial)
-            last = c.scalar(sa.select(sa.func.max(t.told)).where(t.campaign == name))
-            told = 0 if last is None else last + 1
-            values = {"state": outcome.state, "told": told, "outcome": text, "finished": time.time()}
+            values = {"state": outcome.state, "told": _next_place(c, name), "outcome": text, "finished": time.time()}
             return self._change(c, name, "tell", number, values)
 
     # -- one transaction
@@ -742,30 +846,57 @@ class SqlStore(Store):
             if path.is_dir():
                 raise StoreError(f"store {path}: must be a file, got a folder. Name a file inside it")
         with self._transaction("read") as c:
-            if self._has_tables(c):
-                return
+            version = self._version(c)
+        if version == _BEFORE:
+            self._migrate()
+        if version is not None:
+            return
         if not create:
             raise StoreError(
                 f"store {self.url}: must be an excursion store, got an empty database. Create a campaign first"
             )
         with self._transaction("create") as c:
             # Somebody else may have been faster.
-            if not self._has_tables(c):
+            if self._version(c) is None:
                 _schema.create_all(c)
                 c.execute(_meta.insert().values(schema_version=SCHEMA))
 
-    def _has_tables(self, c: sa.Connection) -> bool:
-        """Whether this is a store of our schema version; False for an empty database."""
+    def _migrate(self) -> None:
+        """Bring the tables from the version before to this one: fidelity and events of the trials.
+
+        Whoever has the store open with the older excursion can go on: the new columns have defaults.
+
+        Raises:
+            SchemaMismatch: the store cannot be written.
+        """
+        try:
+            with self._transaction("write") as c:
+                # On PostgreSQL the lock makes a second process wait here; on SQLite it has waited at the start.
+                locked = c.scalar(sa.select(_meta.c.schema_version).with_for_update())
+                if locked != _BEFORE:
+                    return  # somebody else was faster
+                for column in (_trial.c.fidelity, _trial.c.events):
+                    ddl = sa.schema.CreateColumn(column).compile(dialect=c.dialect)
+                    c.exec_driver_sql(f"ALTER TABLE {_trial.name} ADD COLUMN {ddl}")
+                c.execute(_meta.update().values(schema_version=SCHEMA))
+        except StoreError as error:
+            raise SchemaMismatch(
+                f"store {self.url}: a store of schema version {_BEFORE} is brought to version {SCHEMA} when it is "
+                f"opened, got a store that could not be written ({error}). Open it once where it can be, or copy it"
+            ) from error
+
+    def _version(self, c: sa.Connection) -> int | None:
+        """The version of this store, one that we know; None for an empty database."""
         tables = sa.inspect(c).get_table_names()
         if not tables:
-            return False
+            return None
         if _meta.name not in tables:
             raise StoreError(
                 f"store {self.url}: must be an excursion store, "
                 f"got a database with the tables {sorted(tables)}. Name a new file or an empty database"
             )
         version = c.scalar(sa.select(_meta.c.schema_version))
-        if version != SCHEMA:
+        if version not in (_BEFORE, SCHEMA):
             newer = isinstance(version, int) and version > SCHEMA
             raise SchemaMismatch(
                 f"store {self.url}: this version of excursion reads and writes schema version {SCHEMA}, "
@@ -773,7 +904,13 @@ class SqlStore(Store):
                 + ("Upgrade excursion" if newer else "Open it with the older excursion that wrote it")
                 + " or start a new store; nothing was changed"
             )
-        return True
+        return int(version)
+
+
+def _next_place(c: sa.Connection, name: str) -> int:
+    """How many trials have been told."""
+    last = c.scalar(sa.select(sa.func.max(_trial.c.told)).where(_trial.c.campaign == name))
+    return 0 if last is None else last + 1
 
 
 def _count(c: sa.Connection, name: str) -> int:

@@ -101,6 +101,7 @@ class StoreContract:
             lambda: store.trials("b"),
             lambda: store.events("b"),
             lambda: store.add("b", _points(1), after=0, seeds=[0]),
+            lambda: store.record("b", _points(1), [Outcome.of(1.0)], after=0, seeds=[0]),
             lambda: store.claim("b", "me"),
             lambda: store.claim("b", "me", 0),
             lambda: store.release("b", owner="me"),
@@ -191,6 +192,71 @@ class StoreContract:
         assert [t.state for t in store.trials("b")] == ["complete", "queued", "queued"]
         assert [e.kind for e in store.events("b")] == ["ask"] * 3 + ["claim", "tell"]
 
+    def test_fidelity_and_events_arrive(self, store: Store) -> None:
+        """Those of the proposal; by default none."""
+        store.create("a", {})
+        proposals = [Proposal({"m": 1.0}, 0), Proposal({"m": 1.0}, 0, fidelity="schnell µ", events=2**40)]
+        added = store.add("a", proposals, after=0, seeds=[0, 1])
+        assert [(t.fidelity, t.events) for t in added] == [("", None), ("schnell µ", 2**40)]
+        assert store.trials("a") == added
+        for events in (0, -1, 2**63):
+            with pytest.raises(StoreError, match=rf"the events must lie in \[1, 2\^63\), got {events}"):
+                store.add("a", [Proposal({"m": 1.0}, 0, events=events)], after=2, seeds=[2])
+        claimed = store.claim("a", "me", 1)
+        assert claimed is not None
+        assert (claimed.fidelity, claimed.events) == ("schnell µ", 2**40)
+
+    # -- recording what is known already
+
+    def test_recorded_trials_are_finished(self, store: Store) -> None:
+        """In the order given, after all others, in one step."""
+        _with_trials(store, 2)
+        store.finish("a", 1, Outcome.of(1.0))
+        outcomes = [
+            Outcome.of({"f": 2.0, "g": None}, variances={"f": 0.25}),
+            Outcome.of({"f": math.inf}),
+            Outcome.failed("no"),
+        ]
+        proposals = [Proposal({"m": float(i)}, 1, "table", fidelity="LO") for i in range(3)]
+        done = store.record("a", proposals, outcomes, after=2, seeds=[7, 8, 9])
+        assert store.trials("a")[2:] == done
+        assert [t.outcome for t in done] == outcomes
+        assert [t.state for t in done] == ["complete", "censored", "failed"]
+        assert [(t.number, t.told, t.seed, t.criterion) for t in done] == [
+            (2, 1, 7, "table"),
+            (3, 2, 8, "table"),
+            (4, 3, 9, "table"),
+        ]
+        assert [t.started for t in done] == [None] * 3
+        assert all(t.finished is not None for t in done)
+        assert [(e.kind, e.number) for e in store.events("a")[3:]] == [
+            ("ask", 2),
+            ("ask", 3),
+            ("ask", 4),
+            ("tell", 2),
+            ("tell", 3),
+            ("tell", 4),
+        ]
+        assert store.finish("a", 0, Outcome.of(3.0)).told == 4
+        with pytest.raises(TrialFinished):
+            store.finish("a", 2, Outcome.of(3.0))
+
+    def test_recording_is_all_or_nothing(self, store: Store) -> None:
+        """A stale history, a bad number or a lack of outcomes adds no trial."""
+        _with_trials(store, 2)
+        good = [Outcome.of(1.0), Outcome.of(2.0)]
+        with pytest.raises(StaleHistory, match="got after=1 for 2 trials"):
+            store.record("a", _points(2), good, after=1, seeds=range(2))
+        with pytest.raises(StoreError, match="one outcome per proposal, got 1 outcomes for 2 proposals"):
+            store.record("a", _points(2), good[:1], after=2, seeds=range(2))
+        with pytest.raises(StoreError, match="one seed per proposal"):
+            store.record("a", _points(2), good, after=2, seeds=range(1))
+        with pytest.raises(StoreError, match="must not be NaN"):
+            store.record("a", [*_points(1), Proposal({"m": math.nan}, 0)], good, after=2, seeds=range(2))
+        assert store.record("a", [], [], after=2, seeds=[]) == []
+        assert len(store.trials("a")) == 2
+        assert len(store.events("a")) == 2
+
     # -- claiming and releasing
 
     def test_each_trial_is_claimed_once_in_order(self, store: Store) -> None:
@@ -277,6 +343,7 @@ class StoreContract:
             values={"obs": 0.1 + 0.2, "exp μ": math.inf, "low": -math.inf, "tiny": 5e-324},
             variances={"obs": 1e-300},
             bounds={"obs": "below"},
+            missing=("later", "ß"),
             info={"yields": [1, 2.5, None], "log": "a\nb\0c \N{SNOWMAN}", "nested": {"k": [{}]}},
         )
         _with_trials(store, 3)

@@ -126,5 +126,8 @@ class Selected(Evaluator):
         values = {task: y for task, y in outcome.values.items() if task in self.tasks}
         variances = {task: v for task, v in outcome.variances.items() if task in self.tasks}
         bounds = {task: side for task, side in outcome.bounds.items() if task in self.tasks}
+        missing = tuple(task for task in outcome.missing if task in self.tasks)
         # Without any of them the outcome is left as it is: whoever checks it can say what was there.
-        return replace(outcome, values=values, variances=variances, bounds=bounds) if values else outcome
+        return (
+            replace(outcome, values=values, variances=variances, bounds=bounds, missing=missing) if values else outcome
+        )

@@ -127,7 +127,7 @@ def plot_band(
         def curve(k: float) -> np.ndarray:
             return chosen.map.inverse(torch.from_numpy(mean + k * sd)).numpy()
 
-        known = [t for t in result.history if t.state in INFORMATIVE and t.outcome]
+        known = result.problem.valued(result.history, chosen.name)
         values = np.array([t.outcome.values[chosen.name] for t in known if t.outcome])
         log = chosen.map.positive
         low, high = _value_range(chosen, curve(0), values, log)
@@ -631,7 +631,7 @@ def plot_convergence(
 
 def _best_so_far(result: Result, done: Sequence[Trial], ax: Axes | None, style: Style, legend: bool) -> Axes:
     """The best exact value among the first k evaluations."""
-    known = [t for t in done if t.state == "complete"]
+    known = [t for t in result.problem.valued(done, result.problem.tasks[0].name) if t.state == "complete"]
     if not known:
         raise FitError("plot_convergence: needs a trial with an exact value, got bounds only. Evaluate more points")
     task, sign = result.problem.tasks[0], result.problem.sign
@@ -729,12 +729,14 @@ def _save(ax: Axes, path: str | Path, style: str, dpi: float, labels: Sequence[s
 
 def _telling(result: Result, task: Task, level: float) -> dict[str, float]:
     """Of the eighth of the complete trials nearest to the threshold (transformed), the one nearest to the middle."""
-    known = [t for t in result.history if t.state == "complete"] or [
-        t for t in result.history if t.state in INFORMATIVE
-    ]
-    values = torch.tensor([t.outcome.values[task.name] for t in known if t.outcome], dtype=torch.float64)
-    z = task.map(torch.tensor(level, dtype=torch.float64))
-    near = (task.map(values) - z).abs().argsort()[: math.ceil(len(known) / 8)].tolist()
+    valued = result.problem.valued(result.history, task.name)
+    known = [t for t in valued if t.state == "complete"] or valued
+    if not known:  # this task is missing everywhere: the trial nearest to the middle
+        known, near = list(result.history), list(range(len(result.history)))
+    else:
+        values = torch.tensor([t.outcome.values[task.name] for t in known if t.outcome], dtype=torch.float64)
+        z = task.map(torch.tensor(level, dtype=torch.float64))
+        near = (task.map(values) - z).abs().argsort()[: math.ceil(len(known) / 8)].tolist()
     space = result.problem.space
     off = (space.to_unit(space.tensor([known[j].x for j in near])) - 0.5).square().sum(1)
     return dict(known[near[int(off.argmin())]].x)

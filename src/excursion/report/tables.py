@@ -90,6 +90,7 @@ def _description(name: str, problem: Problem) -> dict[str, Any]:
         "parameters": [asdict(p) for p in problem.space.parameters],
         "constraints": [c.text for c in problem.space.constraints],
         "tasks": [asdict(t) for t in problem.tasks],
+        **({"fidelities": [asdict(f) for f in problem.fidelities]} if problem.fidelities else {}),
         **({"goal": problem.goal} if problem.sign else {}),
     }
 

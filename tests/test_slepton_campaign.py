@@ -9,6 +9,7 @@ import pytest
 
 from excursion.campaign import Campaign
 from excursion.data import Job, Outcome
+from excursion.errors import InvalidStrategy
 from excursion.examples import sleptons
 from excursion.result import Result
 
@@ -71,6 +72,59 @@ def test_the_observed_contour_lies_where_it_must(demo):
     """Published limits imply an end near 720 GeV for a light neutralino; within 10 %."""
     reach = demo.contours("observed", names=("m_slepton",), fixed={"m_chi": 1.0}).lines[0]
     assert float(reach[-1, 0]) == pytest.approx(720, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "names"),
+    [(2, ("m_slepton", "m_chi")), (3, ("m_L", "m_R", "m_chi")), (4, ("m_L", "m_R", "m_chi", "br"))],
+)
+def test_the_neutralino_is_the_lightest_in_every_dimension(dimensions, names):
+    space = sleptons.problem(dimensions).space
+    assert space.names == names
+    x = space.from_unit(space.sample(0, 512, 1)).numpy()
+    assert np.all(x[:, : -1 if dimensions < 4 else -2].min(axis=1) - x[:, names.index("m_chi")] > 20)
+
+
+def test_fidelities_cost_what_they_take():
+    found = sleptons.problem(fidelities=("parton", "hadron"), events=5000)
+    assert [f.name for f in found.fidelities] == ["parton", "hadron"]
+    assert found.cost("parton") == pytest.approx((0.5 + 5000 / 1800) / (0.6 + 5000 / 155))
+    assert sleptons.problem().fidelities == ()
+    free = sleptons.problem(3, ("parton", "hadron"), events=(1000, 20000))
+    assert free.fidelity("hadron").events == (1000, 20000)
+    assert free.fidelity("hadron").price(1000) == pytest.approx(0.6 + 1000 / 155)
+
+
+@pytest.mark.parametrize("settings", [{"dimensions": 5}, {"fidelities": ("parton", "detector")}])
+def test_other_problems_are_not_known(settings):
+    with pytest.raises(InvalidStrategy, match="there are 2, 3, 4 dimensions and the fidelities parton, hadron"):
+        sleptons.problem(**settings)
+
+
+def test_a_job_says_which_events_and_how_many():
+    recipe = sleptons.evaluator(70, "hadron")
+    x = {"m_slepton": 400.0, "m_chi": 100.0}
+    by_itself = recipe.evaluate(Job(x, seed=3))
+    told = recipe.evaluate(Job(x, seed=3, fidelity="parton", events=90))
+    assert (by_itself.info["fidelity"], by_itself.info["generated"]) == ("hadron", 70)
+    assert (told.info["fidelity"], told.info["generated"]) == ("parton", 90)
+    assert set(told.values) == set(sleptons.WEIGHTS)
+
+
+@pytest.mark.slow
+def test_three_dimensions_are_run_and_drawn(tmp_path, capsys):
+    sleptons.main(tmp_path, dimensions=3, budget=11, workers=1, events=120, progress=False)
+    text = capsys.readouterr().out
+    assert "11 evaluations (11 of them now" in text
+    assert "of the volume excluded at 95 % CL" in text
+    assert "left-handed sleptons (right-handed at 800 GeV) are excluded up to" in text
+    for name in sleptons.FIGURES[3]:
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    with (tmp_path / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11
+    assert all(min(float(r["m_L"]), float(r["m_R"])) - float(r["m_chi"]) > 20 for r in rows)
+    assert "m_L" in (tmp_path / "contours.csv").read_text()
 
 
 @pytest.mark.slow

@@ -63,13 +63,25 @@ def test_module_needs_no_generator_to_be_imported():
 
 @pytest.mark.parametrize(("mass", "sigma"), [(100.0, 0.3657), (200.0, 0.03031), (400.0, 0.001859), (800.0, 5.863e-5)])
 def test_cross_section_is_twice_the_published_one(mass, sigma):
-    assert cross_section(mass) == pytest.approx(2 * sigma, rel=1e-12)
+    """The sum of both chiralities is published, too; to four digits."""
+    assert cross_section(mass) == pytest.approx(2 * sigma, rel=3e-4)
+
+
+@pytest.mark.parametrize(("mass", "left", "right"), [(200.0, 0.02194, 0.008372), (400.0, 0.001337, 5.221e-4)])
+def test_cross_sections_of_each_chirality_are_published(mass, left, right):
+    assert cross_section(mass, "left") == pytest.approx(2 * left, rel=1e-12)
+    assert cross_section(mass, "right") == pytest.approx(2 * right, rel=1e-12)
+
+
+@pytest.mark.parametrize("mass", [57.0, 333.0, 650.0])
+def test_cross_sections_of_both_chiralities_add_up(mass):
+    assert cross_section(mass) == pytest.approx(cross_section(mass, "left") + cross_section(mass, "right"), rel=1e-4)
 
 
 def test_cross_section_between_the_published_masses_follows_a_power_law():
     # Between 400 and 440 GeV: exponent from the two published values.
-    power = math.log(CROSS_SECTIONS[440.0] / CROSS_SECTIONS[400.0]) / math.log(1.1)
-    assert cross_section(420.0) == pytest.approx(2 * CROSS_SECTIONS[400.0] * 1.05**power, rel=1e-12)
+    power = math.log(sum(CROSS_SECTIONS[440.0]) / sum(CROSS_SECTIONS[400.0])) / math.log(1.1)
+    assert cross_section(420.0) == pytest.approx(2 * sum(CROSS_SECTIONS[400.0]) * 1.05**power, rel=1e-12)
 
 
 @pytest.mark.parametrize("mass", [49.9, 801.0, math.nan])
@@ -315,7 +327,7 @@ def test_all_weight_adds_up_to_cross_section_times_luminosity():
     produced = 1000 * cross_section(400.0) * 139
     index = np.random.default_rng(0).integers(0, 18, 60)
     nominal, errors = fill(index, np.ones(60), generated=20, produced=produced)
-    assert nominal.sum() == pytest.approx(1000 * 2 * 0.001859 * 139, rel=1e-12)
+    assert nominal.sum() == pytest.approx(1000 * 2 * 0.0018591 * 139, rel=1e-12)
     # Three measurements of each of 20 pairs: at least one and at most three of them share a bin.
     assert np.all(errors**2 >= nominal * produced / 60 * (1 - 1e-12))
     assert np.all(errors**2 <= 3 * nominal * produced / 60)
@@ -332,7 +344,7 @@ def test_errors_count_pairs_not_their_measurements():
 
 def test_yields_of_a_real_run(small):
     assert len(small.nominal) == len(small.errors) == 18
-    produced = 1000 * 2 * 0.001859 * 139
+    produced = 1000 * 2 * (0.001337 + 0.0005221) * 139
     assert small.info["produced"] == pytest.approx(produced, rel=1e-9)
     assert small.info["acceptance"] == pytest.approx(sum(small.nominal) / produced, rel=1e-9)
     # A quarter of the pairs is seen (0.27 with many events), and the endpoint (m^2 - m_chi^2) / m is at 300 GeV.
@@ -405,6 +417,79 @@ def test_missing_mass():
 def test_bad_settings(settings, words):
     with pytest.raises(InvalidStrategy, match=words):
         Simulation(**settings)
+
+
+@pytest.fixture(scope="module")
+def split():
+    """A point in three dimensions: left-handed sleptons of 400 GeV, right-handed ones of 700."""
+    return Simulation(events=600)({"m_L": 400.0, "m_R": 700.0, "m_chi": 200.0}, seed=5)
+
+
+@pytest.mark.parametrize(("chirality", "codes"), [("left", "1000011,1000013"), ("right", "2000011,2000013")])
+def test_which_pairs_are_generated(chirality, codes):
+    pythia = sleptons._pythia(300.0, 100.0, "parton", 1, chirality)
+    assert ",".join(map(str, pythia.settings.mvec("SUSY:idVecA"))) == codes
+    batch = pythia.nextBatch(20).prt
+    found = {abs(int(i)) for event in batch.id for i in event if 1000000 < abs(int(i)) < 3000000}
+    assert found == {int(code) for code in codes.split(",")}
+
+
+def test_each_chirality_is_generated_with_its_mass_and_counted_with_its_cross_section(split):
+    left, right = (Simulation(events=300)({"m_slepton": mass, "m_chi": 200.0}, seed=6) for mass in (400.0, 700.0))
+    assert split.info["generated"] == 600
+    assert split.info["cross_section_pb"] == pytest.approx(2 * (0.001337 + 3.511e-5), rel=1e-9)
+    shares = 2 * 139e3 * np.array([0.001337, 3.511e-5])
+    assert split.info["produced"] == pytest.approx(shares.sum())
+    # Left and right are seen alike (to the per cent), so that samples of both at each mass predict the sum.
+    accepted = shares @ [left.info["acceptance"], right.info["acceptance"]]
+    assert sum(split.nominal) == pytest.approx(accepted, rel=0.15)
+    # In the last bin, mT2 > 260 GeV, the heavy ones count: their endpoint is at 640 GeV instead of 300.
+    last = [0.0, 0.0]
+    for k, (yields, kind) in enumerate(((left, 0.001337 / 0.0018591), (right, 3.511e-5 / 1.2347e-4))):
+        last[k] = kind * (yields.nominal[8] + yields.nominal[17])
+    error = math.hypot(split.errors[8], split.errors[17])
+    assert last[1] > 0.2 * last[0]
+    assert split.nominal[8] + split.nominal[17] == pytest.approx(sum(last), abs=4 * error)
+
+
+def test_two_samples_add_up_their_errors_in_quadrature(split):
+    """Each sample by hand, from the same random numbers."""
+    nominal, variances = np.zeros(18), np.zeros(18)
+    seeds = np.random.SeedSequence(5).spawn(4)
+    for (kind, mass), pythia, detector in zip((("left", 400.0), ("right", 700.0)), seeds[::2], seeds[1::2]):
+        number = 1 + int(pythia.generate_state(1, np.uint64)[0] % 900_000_000)
+        production = sleptons.generate(mass, 200.0, 300, "parton", number, kind)
+        index, weights = select(detect(production, 200.0, 10, np.random.default_rng(detector)))
+        yields, errors = fill(index, weights, 300, 139e3 * cross_section(mass, kind))
+        nominal += yields
+        variances += errors**2
+    np.testing.assert_allclose(split.nominal, nominal, rtol=1e-9)
+    np.testing.assert_allclose(split.errors, np.sqrt(variances), rtol=1e-9)
+
+
+def test_yields_go_with_the_square_of_the_branching_ratio(split):
+    half = Simulation(events=600)({"m_L": 400.0, "m_R": 700.0, "m_chi": 200.0, "br": 0.5}, seed=5)
+    np.testing.assert_allclose(half.nominal, np.array(split.nominal) / 4, rtol=1e-12)
+    np.testing.assert_allclose(half.errors, np.array(split.errors) / 4, rtol=1e-12)
+    assert half.info["acceptance"] == pytest.approx(split.info["acceptance"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        ({"m_L": 300.0, "m_chi": 1.0}, InvalidPoint, "m_L, m_R and m_chi"),
+        ({"m_L": 300.0, "m_R": 300.0}, InvalidPoint, "m_L, m_R and m_chi"),
+        ({"m_slepton": 300.0, "m_L": 300.0, "m_chi": 1.0}, InvalidPoint, "m_L, m_R and m_chi"),
+        ({"m_L": 300.0, "m_R": 100.0, "m_chi": 150.0}, ImpossiblePoint, "0 <= m_chi < m_slepton"),
+        ({"m_L": 100.0, "m_R": 300.0, "m_chi": 150.0}, ImpossiblePoint, "0 <= m_chi < m_slepton"),
+        ({"m_L": 300.0, "m_R": 900.0, "m_chi": 150.0}, ImpossiblePoint, "tabulated for 50 to 800"),
+        ({"m_slepton": 300.0, "m_chi": 1.0, "br": 0.0}, ImpossiblePoint, "a branching ratio lies in"),
+        ({"m_slepton": 300.0, "m_chi": 1.0, "br": 1.01}, ImpossiblePoint, "a branching ratio lies in"),
+    ],
+)
+def test_points_without_meaning(x, error, words):
+    with pytest.raises(error, match=words):
+        Simulation(events=10)(x, seed=1)
 
 
 @pytest.mark.parametrize("package", ["pythia8mc", "awkward", "fastjet", "mt2"])

@@ -20,7 +20,8 @@ from excursion.data import Outcome
 from excursion.errors import InvalidOutcome, InvalidSpec
 from excursion.evaluators.adapters import Imported, Selected
 from excursion.evaluators.command import Command
-from excursion.evaluators.pyhf import TASKS, PyhfEvaluator
+from excursion.evaluators.pyhf import TASKS
+from excursion.examples.sleptons import Reinterpretation, Simulation
 from excursion.problem import Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.spec import Spec, begin, evaluator, go_on, load, outcome, parse, resume
@@ -359,19 +360,25 @@ def test_the_slepton_example_is_built_with_its_settings() -> None:
     made = evaluator(spec.evaluator, spec.problem)
     assert isinstance(made, Selected)
     assert made.tasks == ("expected", "observed")
-    assert isinstance(made.evaluator, PyhfEvaluator)
-    assert (made.evaluator.mu_max, made.evaluator.signal.events, made.evaluator.signal.fidelity) == (
-        100.0,
-        77,
-        "hadron",
-    )  # type: ignore[attr-defined]
+    assert made.evaluator == Reinterpretation(Simulation(events=77, fidelity="hadron"), mu_max=100.0)
     assert set(TASKS) >= set(made.tasks)
+
+
+def test_the_slepton_example_in_three_dimensions() -> None:
+    text = SLEPTONS.replace("m_slepton: [100, 800]", "m_L: [100, 800], m_R: [100, 800]")
+    spec = parse(text.replace("m_slepton > m_chi", "'min(m_L, m_R) > m_chi'"))
+    assert spec.evaluator is not None
+    assert isinstance(evaluator(spec.evaluator, spec.problem), Selected)
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [
-        ("m_chi: [0, 600]", "m_c: [0, 600]", "parameters must be m_slepton, m_chi, got"),
+        (
+            "m_chi: [0, 600]",
+            "m_c: [0, 600]",
+            "parameters must be m_slepton, m_chi; or m_L, m_R, m_chi; or m_L, m_R, m_chi, br, got",
+        ),
         ("observed: 1", "obs: 1", r"tasks must be observed, .* got \['expected', 'obs'\]"),
         ("events: 77", "decays: 3", r"evaluator\.decays: must be a multiple of 2"),
         ("sleptons", "stops", r"evaluator\.example: must be 'sleptons', got 'stops'"),

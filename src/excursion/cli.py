@@ -305,16 +305,23 @@ def _examples() -> None:
 
 @examples.command()
 def sleptons(
-    out: Annotated[Path, typer.Option(help="Folder for the store, the picture and the tables.")] = Path("sleptons"),
+    out: Annotated[Path, typer.Option(help="Folder for the store, the figures and the tables.")] = Path("sleptons"),
+    dimensions: Annotated[
+        int, typer.Option(min=2, max=4, help="3: left and right sleptons have masses of their own; 4: branching ratio.")
+    ] = 2,
+    fidelity: Annotated[
+        Literal["parton", "hadron", "both"], typer.Option(help="Events; 'both': the campaign chooses at each point.")
+    ] = "parton",
     budget: Budget = None,
     workers: Workers = None,
 ) -> None:
     """The exclusion contour of the ATLAS slepton search, from Pythia 8 events."""
-    with _interruptible(f"example sleptons --out {shlex.quote(str(out))}"):
+    again = ["example", "sleptons", "--out", str(out), "--dimensions", str(dimensions), "--fidelity", fidelity]
+    with _interruptible(shlex.join(again)):
         from .examples.sleptons import main as example
 
-        given: dict[str, Any] = {"budget": budget, "workers": workers}
-        example(out=out, **{key: value for key, value in given.items() if value is not None})
+        given: dict[str, Any] = {} if workers is None else {"workers": workers}
+        example(out=out, dimensions=dimensions, fidelity=fidelity, budget=budget, **given)
 
 
 def main() -> None:

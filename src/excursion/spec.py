@@ -526,12 +526,17 @@ def _sleptons(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
     from .evaluators.pyhf import TASKS
     from .examples import sleptons
 
+    spaces = [sleptons.problem(dimensions).space.names for dimensions in sleptons.BUDGETS]
+    if set(problem.space.names) not in map(set, spaces):
+        raise InvalidSpec(
+            f"example sleptons: parameters must be {'; or '.join(map(', '.join, spaces))}, "
+            f"got {list(problem.space.names)}. Rename them"
+        )
     for kind, names, needed in (
-        ("parameters", problem.space.names, ("m_slepton", "m_chi")),
         ("tasks", problem.task_names, TASKS),
+        ("fidelities", tuple(f.name for f in problem.fidelities), tuple(sleptons.SECONDS)),
     ):
-        wrong = set(names) ^ set(needed) if kind == "parameters" else set(names) - set(needed)
-        if wrong:
+        if not set(names) <= set(needed):
             raise InvalidSpec(f"example sleptons: {kind} must be {', '.join(needed)}, got {list(names)}. Rename them")
     given = dict(settings)
     del given["example"]

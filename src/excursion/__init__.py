@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .shadow import Replay, replay
     from .space import Constraint, Parameter, ParameterSpace
     from .store import MemoryStore, SqlStore, Store, open_store
-    from .surrogate import GaussianProcess
+    from .surrogate import GaussianProcess, MultiTask
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ _HOME = {
     "shadow": ("Replay", "replay"),
     "space": ("Constraint", "Parameter", "ParameterSpace"),
     "store": ("MemoryStore", "SqlStore", "Store", "open_store"),
-    "surrogate": ("GaussianProcess",),
+    "surrogate": ("GaussianProcess", "MultiTask"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -67,6 +67,7 @@ __all__ = [
     "GaussianProcess",
     "Job",
     "MemoryStore",
+    "MultiTask",
     "MutualInformation",
     "Outcome",
     "Parameter",

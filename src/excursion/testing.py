@@ -498,13 +498,19 @@ class SurrogateContract:
         assert variance.max() < 0.02
 
     def test_conditioning_is_gaussian_algebra(self, surrogate: Surrogate, data: Observations) -> None:
-        """`condition` equals the dense textbook formula, for the mean and the variance."""
+        """`condition` equals the dense textbook formula, for the mean and the variance.
+
+        Of one task after the other: the observations of the others have an enormous variance and tell nothing.
+        """
         posterior, new, at = surrogate.fit(data), _unit_points(3, seed=4), _unit_points(20, seed=5)
         z = torch.tensor([[0.3, 1.0], [-0.5, 2.0], [1.0, -3.0]], dtype=torch.float64)
         noise = torch.tensor([[0.1, 0.5], [0.2, 0.1], [0.05, 1.0]], dtype=torch.float64)
-        other, after = _unit_points(4, seed=3), posterior.condition(new, z, noise)
-        after_mean, after_variance = after.marginal(at)
+        other = _unit_points(4, seed=3)
         for i in range(2):
+            alone = torch.full_like(noise, 1e16)
+            alone[:, i] = noise[:, i]
+            after = posterior.condition(new, z, alone)
+            after_mean, after_variance = after.marginal(at)
             gram = posterior.joint(new)[1][i] + torch.diag(noise[:, i])
             gain = torch.linalg.solve(gram, posterior.cross(new, at)[i]).T
             mean, variance = (m[i] for m in posterior.marginal(at))

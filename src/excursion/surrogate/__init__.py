@@ -15,6 +15,7 @@ __all__ = [
     "RECIPES",
     "GaussianProcess",
     "KernelSearch",
+    "MultiTask",
     "Observations",
     "Posterior",
     "Surrogate",
@@ -35,6 +36,8 @@ class Observations:
         variance: known variances of z, shape (n, t); 0 where none is known.
         side: shape (n, t); 0: z is the value, +1 (-1): the true value lies above (below) z.
         levels: per task the thresholds (k,) that matter, on the scale of z; empty if none is known.
+        known: shape (n, t), bool; False where the value of a task is missing, z, variance and side being 0 there. None:
+            all are known.
 
     Raises:
         ShapeError: shapes that do not fit, values that are not finite, negative variances.
@@ -45,6 +48,7 @@ class Observations:
     variance: Tensor
     side: Tensor
     levels: tuple[Tensor, ...] = ()
+    known: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(a.shape) for a in (self.u, self.z, self.variance, self.side)]
@@ -54,6 +58,11 @@ class Observations:
             raise ShapeError(
                 f"observations: must be finite with variances >= 0, got z={self.z.tolist()}, "
                 f"variance={self.variance.tolist()}. Leave out failed trials"
+            )
+        if self.known is not None and (self.known.shape != self.z.shape or self.known.dtype != torch.bool):
+            raise ShapeError(
+                f"observations: known must be true or false for each of {tuple(self.z.shape)} values, got "
+                f"{tuple(self.known.shape)} of {self.known.dtype}"
             )
 
     @classmethod
@@ -141,7 +150,8 @@ class Surrogate(ABC):
 
 from .exact import GaussianProcess, telling  # noqa: E402  (the abstractions above come first)
 from .joined import Tempered  # noqa: E402
+from .multitask import MultiTask  # noqa: E402
 from .search import KernelSearch, search_kernel  # noqa: E402
 
 #: Recipes that a strategy's JSON may name.
-RECIPES: dict[str, type[Surrogate]] = {c.__name__: c for c in (GaussianProcess, KernelSearch)}
+RECIPES: dict[str, type[Surrogate]] = {c.__name__: c for c in (GaussianProcess, KernelSearch, MultiTask)}

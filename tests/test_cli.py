@@ -23,6 +23,7 @@ from excursion.campaign import Campaign
 from excursion.cli import app
 from excursion.data import FINISHED, Trial
 from excursion.errors import StoreError, UnknownCampaign
+from excursion.report.tables import point_lines, points_csv, points_json
 from excursion.result import table
 
 # A program that takes its time, and writes down what it has evaluated before it gives the value away.
@@ -503,3 +504,64 @@ def test_a_killed_run_loses_nothing(tmp_path: Path, workers: int, kills: int) ->
     after = check_books(tmp_path, before)
     assert len(after) == len(history(store)) == 30
     assert sorted(t.told for t in after.values() if t.told is not None) == list(range(30))
+
+
+FIDELITIES = """\
+name: scan
+parameters: {x: [0, 1], y: [0, 1]}
+tasks: {f: 0, g: {threshold: 1, unit: fb}}
+fidelities: [{name: paper, cost: null, parameters: [x]}, {name: fast, cost: 0.1, events: [10, 99]}, {name: full}]
+"""
+
+
+def test_tables_and_fidelities_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "scan.yaml").write_text(FIDELITIES)
+    store = str(tmp_path / "scan.db")
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == code, result.output
+        return " ".join(result.output.split()) if code else result.stdout
+
+    run("create", str(tmp_path / "scan.yaml"))
+    paper = tmp_path / "paper.csv"
+    paper.write_text("mass,limit,other\n0.1,0.5,a\n0.2,>10,b\n7,1,c\n")
+    columns = ("--column", "mass=x", "--column", "limit=f")
+    told = run("import", store, "scan", str(paper), "--fidelity", "paper", *columns)
+    assert told == "2 rows used; left out: 1 outside the space; no column for g\n"
+    assert run("import", store, "scan", str(paper), "--fidelity", "paper", *columns).startswith("0 rows used")
+    assert "table holds one of the fidelities" in run("import", store, "scan", str(paper), *columns, code=2)
+    assert "a column is theirs=ours, got 'mass'" in run(
+        "import", store, "scan", str(paper), "--fidelity", "paper", "--column", "mass", code=2
+    )
+    campaign = Campaign.open(store)
+    campaign.add([{"x": 0.5, "y": 0.25}, {"x": 0.75, "y": 0.5}], fidelity="fast", events=20)
+    asked = campaign.trials[2:]
+    assert point_lines(asked)[0] == "2  x=0.5  y=0.25  fidelity=fast  events=20"
+    assert json.loads(points_json(asked))[1] == {
+        "number": 3, "parameters": {"x": 0.75, "y": 0.5}, "seed": asked[1].seed, "fidelity": "fast", "events": 20,
+    }  # fmt: skip
+    answers = tmp_path / "answers.csv"
+    lines = points_csv(campaign.problem, asked).splitlines()
+    answers.write_text("\n".join([lines[0], lines[1][:-1] + "1.5,", lines[2]]))
+    assert run("tell", store, "--csv", str(answers)) == "trial 2 is complete\n"
+    assert Campaign.open(store).trials[2].outcome.missing == ("g",)
+    assert [t.state for t in Campaign.open(store).trials] == ["complete", "censored", "complete", "queued"]
+    for wrong in (("tell", store), ("tell", store, "3", "--csv", str(answers)), ("tell", store, "--csv", "no.csv")):
+        run(*wrong, code=2)
+    assert run("tell", store, "3", "--json", '{"f": null, "g": 2}') == "trial 3 is complete\n"
+    header, first, *_ = run("export", store).splitlines()
+    assert header.endswith(",fidelity,events")
+    assert first.endswith(",paper,")
+
+
+def test_ask_prints_a_table_to_fill_in(tmp_path: Path) -> None:
+    (tmp_path / "scan.yaml").write_text("parameters: {x: [0, 1]}\ntasks: {f: 0}\n")
+    store = str(tmp_path / "scan.db")
+    assert CliRunner().invoke(app, ["create", str(tmp_path / "scan.yaml")]).exit_code == 0
+    text = CliRunner().invoke(app, ["ask", store, "-n", "2", "--csv"]).stdout
+    header, *lines = text.splitlines()
+    assert header == "number,x,seed,f"
+    (tmp_path / "a.csv").write_text("\n".join([header, *(f"{line}0.5" for line in lines)]))
+    told = CliRunner().invoke(app, ["tell", store, "--csv", str(tmp_path / "a.csv")])
+    assert told.stdout == "trial 0 is complete\ntrial 1 is complete\n"

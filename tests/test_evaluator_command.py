@@ -89,7 +89,10 @@ def test_numpy_values_are_written_as_numbers(command):
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("run {mm}", r"parameters \(chi, m\) or one of workdir, folder, seed, number, got \{mm\} in '\{mm\}'"),
+        (
+            "run {mm}",
+            r"parameters \(chi, m\) or one of workdir, folder, seed, number, fidelity, events, got \{mm\} in '\{mm\}'",
+        ),
         ("run {m} {}", r"got \{\} in '\{\}'"),
         ("run {m.__class__}", r"got \{m\.__class__\}"),
         ("run {m[0]}", r"got \{m\[0\]\}"),
@@ -429,3 +432,38 @@ def test_an_interrupt_kills_the_program(command, tmp_path):
     caller.send_signal(signal.SIGINT)
     assert caller.wait(timeout=30) == 42
     assert all(_wait_until(lambda pid=pid: _gone(pid)) for pid in map(int, pids_file.read_text().split()))
+
+
+# --- fidelity and events
+
+
+def test_fidelity_and_events_reach_the_program(command):
+    text = "import sys, json; print(json.dumps({'values': {'f': 1, 'g': None}, 'info': {'argv': sys.argv[1:]}}))"
+    evaluator = command(text, "{m} {fidelity} --n={events}", result="stdout", parameters=("m",))
+    for job, words in (
+        (Job({"m": 1.0}, fidelity="full; rm", events=2**40), ["1.0", "full; rm", f"--n={2**40}"]),
+        (Job({"m": 1.0}, fidelity="fast"), ["1.0", "fast", "--n=0"]),
+    ):
+        outcome = evaluator.evaluate(job)
+        assert outcome.info["argv"] == words
+        assert (outcome.values, outcome.missing) == ({"f": 1.0}, ("g",))
+    with pytest.raises(InvalidSpec, match=r"got \{fidelity\} .*Declare fidelities: this campaign gives no fidelity"):
+        evaluator.evaluate(Job({"m": 1.0}))
+    with pytest.raises(InvalidSpec, match="this campaign gives no events"):
+        command(text, "{m} {events}", result="stdout").evaluate(Job({"m": 1.0}))
+    assert command(text, "{m} {events}", result="stdout").evaluate(Job({"m": 1.0}, events=5)).info["argv"][1] == "5"
+
+
+def test_a_parameter_may_be_called_events_where_nothing_else_is(command):
+    text = "import sys; print(sys.argv[1])"
+    evaluator = command(text, "{events}", result="stdout", parameters=("events",))
+    assert evaluator.evaluate(Job({"events": 2.5})).values == {"f": 2.5}
+    with pytest.raises(InvalidSpec, match=r"parameters must not be called .*got \['events'\]"):
+        evaluator.evaluate(Job({"events": 2.5}, fidelity="fast"))
+
+
+@pytest.mark.parametrize("text", ['{"f": null}', '{"values": {"f": null, "g": null}}', '{"f": 1, "g": [null]}'])
+def test_a_result_needs_one_number_at_least(command, text):
+    evaluator = command(f"open('result.json', 'w').write({text!r})")
+    with pytest.raises(EvaluationError, match="task must have a number"):
+        evaluator.evaluate(JOB)

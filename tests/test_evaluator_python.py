@@ -151,3 +151,37 @@ def test_functions_written_in_c():
 def test_what_cannot_be_called():
     with pytest.raises(InvalidSpec, match=r"must be callable, got 3\.0\. Give a function"):
         Function(3.0)
+
+
+# --- fidelity and events
+
+
+@pytest.mark.parametrize(
+    ("function", "plain", "dear"),
+    [
+        (lambda p, seed, fidelity, events: (seed, fidelity, events), (99, "", None), (99, "full", 7)),
+        (lambda p, *, events=5000, fidelity="parton": (fidelity, events), ("parton", 5000), ("full", 7)),
+        (lambda p, events=5000: events, 5000, 7),
+        (lambda p, other=1, **more: (other, more), (1, {}), (1, {})),
+        (lambda fidelity: fidelity, {"x": 1.0}, {"x": 1.0}),
+    ],
+)
+def test_fidelity_and_events_are_given_to_whoever_wants_them(function, plain, dear):
+    seen = []
+
+    @functools.wraps(function)
+    def spy(*args, **kwargs):
+        seen.append(function(*args, **kwargs))
+        return 1.0
+
+    for job in (Job({"x": 1.0}, seed=99), Job({"x": 1.0}, seed=99, fidelity="full", events=7)):
+        Function(spy).evaluate(job)
+    assert seen == [plain, dear]
+
+
+def test_none_is_missing_beside_a_number():
+    outcome = returning({"a": None, "b": 2})
+    assert (outcome.values, outcome.missing) == ({"b": 2.0}, ("a",))
+    for value in (None, {"a": None}, {"a": None, "b": None}):
+        with pytest.raises(EvaluationError, match="must return a number|either values or an error"):
+            returning(value)

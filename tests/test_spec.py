@@ -22,7 +22,7 @@ from excursion.evaluators.adapters import Imported, Selected
 from excursion.evaluators.command import Command
 from excursion.evaluators.pyhf import TASKS
 from excursion.examples.sleptons import Reinterpretation, Simulation
-from excursion.problem import Problem, Task
+from excursion.problem import Fidelity, Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.spec import Spec, begin, evaluator, go_on, load, outcome, parse, resume
 from excursion.surrogate import RECIPES, GaussianProcess, KernelSearch
@@ -236,7 +236,7 @@ BAD = [
     ("budget: 6e1", "budget: 60", 17, "run.budget: must be a whole number, got 60.0"),
     ("goal: 2", "budget: 60", 17, "run.goal: must be less than 0.5, got 2"),
     ("rum:", "run:", 17, "rum: this key is not known, got 'rum'. Did you mean 'run'?"),
-    ("zzz: 1\nrun:", "run:", 17, "Known are name, store, goal, parameters, constraints, tasks, evaluator, st"),
+    ("zzz: 1\nrun:", "run:", 17, "Known are name, store, goal, parameters, constraints, tasks, fidelities, evalu"),
     ("memory://", "scan.db", 2, "store: the store must outlive the command"),
     ("''", "my scan", 1, "name: must have at least 1 character, got ''"),
     ("!!python/object/apply:os.system [ls]", "my scan", 1, "name: tags are not used here"),
@@ -329,11 +329,11 @@ def test_every_key_is_documented() -> None:
     """Names of recipes, their settings and their choices come from the code, the others are listed here."""
     text = DOCS.read_text()
     listed = (
-        "name store goal parameters constraints tasks evaluator strategy run threshold type budget workers result "
-        "workdir timeout impossible_exit_codes environment events fidelity level-set minimum maximum"
+        "name store goal parameters constraints tasks fidelities evaluator strategy run threshold type budget workers "
+        "result workdir timeout impossible_exit_codes environment events fidelity level-set minimum maximum"
     )
     keys = set(listed.split())
-    for recipe in (*CRITERIA.values(), *RECIPES.values(), Search, Strategy, Parameter, Task):
+    for recipe in (*CRITERIA.values(), *RECIPES.values(), Search, Strategy, Parameter, Task, Fidelity):
         hints = typing.get_type_hints(recipe)
         for field in dataclasses.fields(recipe):
             literals = re.findall(r"'([\w-]+)'", str(hints[field.name])) if "Literal" in str(hints[field.name]) else []
@@ -590,3 +590,59 @@ def test_any_text(text: str) -> None:
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 6), st.text(alphabet=GOOD, max_size=4))
 def test_mutations_of_a_good_file(at: int, cut: int, put: str) -> None:
     only_invalid_spec(GOOD[:at] + put + GOOD[at + cut :])
+
+
+# -------------------------------------------------------------------------------------------------------- fidelities
+
+WITH_FIDELITIES = """\
+parameters: {x: [0, 1], y: [0, 1]}
+tasks: {f: 0}
+fidelities:
+  - {name: paper, cost: null, parameters: [x]}
+  - name: fast
+    events: [10, 1000]
+    event_cost: 0.5
+  - {name: full, cost: 1000}
+"""
+
+
+def test_fidelities_arrive(tmp_path: Path) -> None:
+    found = parse(WITH_FIDELITIES, tmp_path / "scan.yaml")
+    assert found.problem.fidelities == (
+        Fidelity("paper", None, ("x",)),
+        Fidelity("fast", 1.0, events=(10, 1000), event_cost=0.5),
+        Fidelity("full", 1000.0),
+    )
+    campaign = begin(found)
+    assert begin(found).problem == campaign.problem == found.problem
+    other = parse(WITH_FIDELITIES.replace("cost: 1000", "cost: 999"), tmp_path / "scan.yaml")
+    with pytest.raises(InvalidSpec, match=r"another problem, got problem\.fidelities.*cost = 999\.0 instead of 1000"):
+        begin(other)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "line", "message"),
+    [
+        ("cots: 1000", "cost: 1000", 8, "fidelities[2].cots: this key is not known, got 'cots'. Did you mean 'cost'?"),
+        ("cost: 0", "cost: 1000", 8, "the cost must be a positive number, got 0"),
+        ("cost: 'x'", "cost: 1000", 8, "fidelities[2].cost"),
+        ("{cost: 1000}", "{name: full, cost: 1000}", 8, "the key 'name' must be given"),
+        ("name: fast, cost: 1000", "name: full, cost: 1000", 4, "a fidelity's name can be used once"),
+        ("parameters: [z]", "parameters: [x]", 4, "parameters must be some of ['x', 'y'], got ['z']"),
+        ("events: [10]", "events: [10, 1000]", 5, "events must be two whole numbers"),
+        ("events: [10, 9]", "events: [10, 1000]", 5, "1 <= least <= most, got [10, 9]"),
+        ("event_cost: -1", "event_cost: 0.5", 5, "event_cost must be a number, at least 0, got -1"),
+        ("cost: 1", "cost: 1000", 4, "from cheap to dear, got 'fast' for 501 before 'full' for 1"),
+        ("- full", "- {name: full, cost: 1000}", 8, "must be a mapping (key: value), got 'full'"),
+        ("tasks: {events: 0}", "tasks: {f: 0}", 2, "columns of the table of trials need different names"),
+    ],
+)
+def test_fidelities_that_are_wrong_name_the_line(wrong: str, right: str, line: int, message: str) -> None:
+    assert right in WITH_FIDELITIES
+    with pytest.raises(InvalidSpec, match=re.escape(message)) as caught:
+        parse(WITH_FIDELITIES.replace(right, wrong, 1), "scan.yaml")
+    assert f"line {line}" in str(caught.value) or (line == 4 and "line 3" in str(caught.value))
+
+
+def test_a_task_may_be_called_events_where_nothing_else_is() -> None:
+    assert parse("parameters: {x: [0, 1]}\ntasks: {events: 3}").problem.task_names == ("events",)

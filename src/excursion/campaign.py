@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,17 +30,21 @@ from .acquisition import (
 from .acquisition.criteria import acquisition_to_json
 from .acquisition.search import not_taken
 from .belief import Belief, believe, observations
-from .data import FINISHED, INFORMATIVE, Outcome, Proposal, Trial
+from .data import FINISHED, INFORMATIVE, TABLE, Outcome, Proposal, Trial
 from .errors import (
+    InvalidOutcome,
     InvalidPoint,
     InvalidProblem,
     InvalidStrategy,
+    InvalidTable,
     SchemaMismatch,
     SpaceExhausted,
     StaleHistory,
+    TrialFinished,
     UnknownCampaign,
     UnknownTrial,
 )
+from .known import Source, answers, known, parse_cell
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
@@ -540,12 +544,13 @@ class Campaign:
         """The history, ordered by number."""
         return self.store.trials(self.name)
 
-    def ask(self, n: int = 1, *, limit: int | None = None) -> list[Trial]:
+    def ask(self, n: int = 1, *, limit: float | None = None) -> list[Trial]:
         """Ask for the next n points; they are stored as queued trials.
 
         Args:
             n: how many.
-            limit: no more than so many trials in the campaign, whoever asks; nothing is asked for beyond.
+            limit: no more than so many evaluations in the campaign, whoever asks, counted in those of the dearest
+                fidelity (`Problem.spent`); nothing is asked for beyond.
 
         Raises:
             InvalidPoint: n is not positive.
@@ -555,29 +560,101 @@ class Campaign:
             raise InvalidPoint(f"ask: the number of points must be at least 1, got {n!r}")
         while True:
             trials = self.trials
-            if limit is not None and (n := min(n, limit - len(trials))) < 1:
+            left = math.inf if limit is None else limit - self.problem.spent(trials)
+            if (n := int(min(n, self.problem.affordable(left)))) < 1:
                 return []
             try:
                 with one_thread(len(trials)):
                     proposals = propose(self.problem, self.strategy, trials, n)
-                return self._add(proposals, len(trials))
+                return self._add(self.problem.within(proposals, left), len(trials))
             except StaleHistory:
                 continue  # another process asked at the same time: propose again, knowing its points
 
-    def add(self, points: Sequence[Mapping[str, float]]) -> list[Trial]:
-        """Queue points of one's own choice, in physical units.
+    def add(
+        self, points: Sequence[Mapping[str, float]], *, fidelity: str = "", events: int | None = None
+    ) -> list[Trial]:
+        """Queue points of one's own choice, in physical units; one that was evaluated before is evaluated again.
+
+        Args:
+            points: parameter name -> value.
+            fidelity: how to evaluate; the dearest fidelity by default.
+            events: how many Monte Carlo events; the most that the fidelity takes by default.
 
         Raises:
-            InvalidPoint: unknown or missing names, outside the range, forbidden by a constraint.
+            InvalidPoint: unknown or missing names, outside the range, forbidden by a constraint; a number of events
+                that is none; a fidelity that is known from tables only.
+            InvalidProblem: nobody declared this fidelity.
         """
-        checked = [self.problem.space.check(p, f"campaign {self.name!r}") for p in points]
+        where = f"campaign {self.name!r}"
+        checked = [self.problem.space.check(p, where) for p in points]
+        if events is not None and (isinstance(events, bool) or not isinstance(events, numbers.Integral) or events < 1):
+            raise InvalidPoint(f"{where}: the events must be a positive whole number, got {events!r}")
+        self.problem.level(fidelity)
+        if self.problem.fidelities:
+            chosen = self.problem.fidelity(fidelity)
+            if chosen.cost is None:
+                raise InvalidPoint(
+                    f"{where}: fidelity {fidelity!r} is known from tables only, got points to evaluate. "
+                    "Use warm_start, or give it a cost"
+                )
+            fidelity = chosen.name
+            events = chosen.events[1] if events is None and chosen.events else events
         while True:
             trials = self.trials
             basis = sum(t.state in FINISHED for t in trials)
+            proposals = [Proposal(p, basis, "given", fidelity=fidelity, events=events) for p in checked]
             try:
-                return self._add([Proposal(p, basis, "given") for p in checked], len(trials))
+                return self._add(proposals, len(trials))
             except StaleHistory:
                 continue
+
+    def warm_start(
+        self,
+        table: Source,
+        fidelity: str = "",
+        columns: Mapping[str, str] | None = None,
+    ) -> WarmStart:
+        """Tell what a table knows already: its rows become finished trials, which cost nothing.
+
+        Rows that were told before (same point, fidelity and values) are left out, and so are rows outside the space
+        and rows without a value; all are counted. It happens in one transaction.
+
+        Args:
+            table: path of a CSV, JSON or HEPData file, a list of dicts or a dict of columns, see `known.read`.
+            fidelity: which one the table holds. Where it depends on some parameters only, the others are stored at the
+                middle of their range and mean nothing.
+            columns: the table's name of a column -> ours, where they differ.
+
+        Returns:
+            How many rows were used, and how many were not, for which reason.
+
+        Raises:
+            InvalidTable: it cannot be used: columns, units, cells; nothing is stored.
+            InvalidProblem: nobody declared this fidelity, or it is not said which one the table holds.
+        """
+        if self.problem.fidelities and not fidelity:
+            raise InvalidProblem(
+                f"campaign {self.name!r}: a table holds one of the fidelities "
+                f"{[f.name for f in self.problem.fidelities]}, got none. Say which: fidelity=..."
+            )
+        found = known(self.problem, table, fidelity, columns)
+        while True:
+            trials = self.trials
+            basis = sum(t.state in FINISHED for t in trials)
+            told = {_row(t.fidelity, t.x, t.outcome) for t in trials if t.outcome is not None and t.criterion == TABLE}
+            proposals, outcomes = [], []
+            for x, outcome in zip(found.points, found.outcomes):
+                if (row := _row(fidelity, x, outcome)) not in told:
+                    told.add(row)
+                    proposals.append(Proposal(x, basis, TABLE, fidelity=fidelity))
+                    outcomes.append(outcome)
+            seeds = [evaluation_seed(self.strategy.seed, len(trials) + i) for i in range(len(proposals))]
+            try:
+                self.store.record(self.name, proposals, outcomes, after=len(trials), seeds=seeds)
+            except StaleHistory:
+                continue
+            repeated = len(found.points) - len(proposals)
+            return WarmStart(len(proposals), found.outside, found.empty, repeated, found.missing)
 
     def _add(self, proposals: Sequence[Proposal], after: int) -> list[Trial]:
         for proposal in proposals:
@@ -593,13 +670,65 @@ class Campaign:
             outcome: an `Outcome`; a dict task -> value, or one number if there is one task.
 
         Raises:
-            InvalidOutcome: NaN, missing or unknown tasks; the trial stays pending.
+            InvalidOutcome: NaN, missing or unknown tasks, a bound that an exact value known at the same point
+                contradicts (by five standard deviations, where its variance is known); the trial stays pending.
             TrialFinished: it was told before.
             UnknownTrial: there is no such trial.
         """
         if not isinstance(number, numbers.Integral):
             raise UnknownTrial(f"campaign {self.name!r}: a trial's number must be a whole number, got {number!r}")
-        return self.store.finish(self.name, int(number), self.problem.check(self.outcome(outcome)))
+        told = self.checked(int(number), self.outcome(outcome))
+        return self.store.finish(self.name, int(number), told)
+
+    def tell_table(self, table: Source) -> list[Trial]:
+        """Record what came back from several trials, from a table as `excursion ask --csv` writes it, filled in.
+
+        Args:
+            table: columns "number" and each task; a cell may be empty (missing), ">10" or "<0.1" (a bound). Columns
+                "<task>_err" hold standard errors. Where there are columns of parameters, "fidelity" and "events" they
+                must be those that were asked for. Rows without any value are left pending.
+
+        Returns:
+            The finished trials.
+
+        Raises:
+            InvalidTable: columns or cells that make no sense; another point than was asked for.
+            InvalidOutcome, TrialFinished, UnknownTrial: as `tell`; nothing is told.
+        """
+        rows = answers(self.problem, table)
+        trials = self.trials
+        for number, outcome, cells in rows:
+            if not 0 <= number < len(trials):
+                there = f"0 to {len(trials) - 1}" if trials else "none yet"
+                raise UnknownTrial(
+                    f"campaign {self.name!r}: no trial of this number, got {number}. Trials are: {there}"
+                )
+            trial = trials[number]
+            if not trial.pending:
+                raise TrialFinished(
+                    f"campaign {self.name!r}: a finished trial cannot change, got another outcome for trial {number}, "
+                    f"which is {trial.state}. Take the row out"
+                )
+            _check_bounds(self.problem, trials, trial, outcome)
+            asked: dict[str, Any] = {**trial.x, "fidelity": trial.fidelity, "events": trial.events}
+            for name in asked.keys() & cells.keys():
+                told, was = cells[name], asked[name]
+                same = str(told or "") == str(was or "") if name == "fidelity" else _number(told) == _number(was)
+                if not same:
+                    raise InvalidTable(
+                        f"table, trial {number}: {name!r} must be what was asked for, {was!r}, got {told!r}. "
+                        "Check the numbers of the rows"
+                    )
+        return [self.store.finish(self.name, number, outcome) for number, outcome, _ in rows]
+
+    def checked(self, number: int, outcome: Outcome) -> Outcome:
+        """The outcome, if it fits the problem and does not contradict what is known; raises what `tell` does."""
+        self.problem.check(outcome)
+        if outcome.bounds:
+            trials = self.trials
+            if 0 <= number < len(trials):
+                _check_bounds(self.problem, trials, trials[number], outcome)
+        return outcome
 
     def outcome(self, value: Outcome | float | Mapping[str, float]) -> Outcome:
         """The outcome meant by a number, a dict or an outcome."""
@@ -637,6 +766,69 @@ class Campaign:
         sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
         return Status(self.name, counts, left, crossed, notes)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What became of the rows of a table.
+
+    Attributes:
+        used: rows that are trials now.
+        outside: rows that lie outside the space or that a constraint forbids.
+        empty: rows without any value.
+        repeated: rows that had been told before.
+        missing: tasks that the table has no column for.
+    """
+
+    used: int
+    outside: int = 0
+    empty: int = 0
+    repeated: int = 0
+    missing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        reasons = (("outside the space", self.outside), ("without a value", self.empty), ("told before", self.repeated))
+        left = [f"{n} {why}" for why, n in reasons if n]
+        return "; ".join(
+            [
+                f"{self.used} rows used",
+                *([f"left out: {', '.join(left)}"] if left else []),
+                *([f"no column for {', '.join(self.missing)}"] if self.missing else []),
+            ]
+        )
+
+
+def _number(cell: Any) -> float | None:
+    return parse_cell(cell, "table")[0]
+
+
+def _row(fidelity: str, x: Mapping[str, float], outcome: Outcome) -> Hashable:
+    """What makes two rows of a table the same."""
+    parts = (x, outcome.values, outcome.variances, outcome.bounds)
+    return (fidelity, *(tuple(sorted(part.items())) for part in parts))
+
+
+def _check_bounds(problem: Problem, trials: Sequence[Trial], trial: Trial, outcome: Outcome) -> None:
+    """Refuse a bound on the wrong side of an exact value of the same point, fidelity and task."""
+    names = (problem.fidelity(trial.fidelity).parameters if problem.fidelities else None) or problem.space.names
+    level = problem.level(trial.fidelity)
+    for other in trials:
+        if other.outcome is None or any(other.x[n] != trial.x[n] for n in names):
+            continue
+        if problem.level(other.fidelity) != level:
+            continue
+        for task, side in outcome.bounds.items():
+            if task not in other.outcome.values or task in other.outcome.bounds:
+                continue
+            value, bound = other.outcome.values[task], outcome.values[task]
+            variances = [o.variances[task] for o in (other.outcome, outcome) if task in o.variances]
+            excess = bound - value if side == "above" else value - bound
+            if excess > 5 * math.sqrt(sum(variances)):
+                sd = f" +- {math.sqrt(other.outcome.variances[task]):g}" if task in other.outcome.variances else ""
+                raise InvalidOutcome(
+                    f"outcome of task {task!r}: a bound must agree with what is known, got {side} {bound:g} at the "
+                    f"point of trial {other.number}, where it is {value:g}{sd}. Tell the value, or a failure"
+                )
 
 
 def _storable(problem: Problem) -> Problem:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from .errors import ExcursionError
+from .errors import ExcursionError, InvalidOutcome, InvalidTable
 
 app = typer.Typer(
     help="Find level sets (exclusion contours) of expensive functions with few evaluations.\n\n"
@@ -156,23 +156,31 @@ def ask(
     name: NameArgument = None,
     n: Annotated[int, typer.Option("-n", help="How many points.")] = 1,
     as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a table to fill in; tell --csv reads it.")] = False,
 ) -> None:
     """Ask for the next points, to evaluate them by any means and `tell` the values.
 
-    Each line holds the number to tell and the parameters. The points are queued: a run takes them up, too.
+    Each line holds the number to tell and the parameters, and the fidelity and number of events where the campaign
+    chooses them. The points are queued: a run takes them up, too.
     """
     with _reported():
         from .campaign import Campaign
-        from .report.tables import point_lines, points_json
+        from .report.tables import point_lines, points_csv, points_json
 
-        trials = Campaign.open(store, name).ask(n)
-        typer.echo(points_json(trials) if as_json else "\n".join(point_lines(trials)))
+        campaign = Campaign.open(store, name)
+        trials = campaign.ask(n)
+        if as_csv:
+            typer.echo(points_csv(campaign.problem, trials), nl=False)
+        else:
+            typer.echo(points_json(trials) if as_json else "\n".join(point_lines(trials)))
 
 
 @app.command()
 def tell(
     store: StoreArgument,
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Number of the point, as printed by ask.")],
+    number: Annotated[
+        int | None, typer.Argument(metavar="NUMBER", help="Number of the point, as printed by ask.")
+    ] = None,
     value: Annotated[
         list[str] | None, typer.Option(help="Value, or task=value for each of several tasks.", metavar="[TASK=]VALUE")
     ] = None,
@@ -185,17 +193,51 @@ def tell(
     ] = None,
     failed: Annotated[str | None, typer.Option(help="There is no value, for this reason.", metavar="REASON")] = None,
     impossible: Annotated[bool, typer.Option("--impossible", help="With --failed: it would fail again.")] = False,
+    table: Annotated[
+        str | None,
+        typer.Option("--csv", help="The table of ask --csv, filled in; empty cells are missing.", metavar="TABLE"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Campaign; not needed if the store holds only one.")] = None,
 ) -> None:
-    """Tell what came back from a point. A finished point never changes."""
+    """Tell what came back from a point, or from all points of a table. A finished point never changes."""
     with _reported():
+        if (number is None) == (table is None) or (table and (value or text or file or failed)):
+            raise InvalidOutcome("tell: needs the number of a point and its value, or a table, got both or neither")
         from .campaign import Campaign
         from .spec import outcome
 
         campaign = Campaign.open(store, name)
+        if table is not None or number is None:
+            for trial in campaign.tell_table(table or ""):
+                typer.echo(f"trial {trial.number} is {trial.state}")
+            return
         text = file.read() if file is not None and text is None else text
         told = outcome(campaign.problem, values=value or (), text=text, failed=failed, permanent=impossible)
         typer.echo(f"trial {number} is {campaign.tell(number, told).state}")
+
+
+@app.command("import")
+def import_table(
+    store: StoreArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="CSV with a header, JSON, or HEPData's YAML.")],
+    fidelity: Annotated[str, typer.Option(help="Which fidelity the table holds, where the campaign has some.")] = "",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="The table's name of a column and ours, where they differ.", metavar="THEIRS=OURS"),
+    ] = None,
+) -> None:
+    """Tell a campaign what a table knows already; its rows cost nothing. Rows told before are left out."""
+    with _reported():
+        from .campaign import Campaign
+
+        columns = {}
+        for item in column or ():
+            theirs, equals, ours = item.rpartition("=")
+            if not equals or not theirs or not ours:
+                raise InvalidTable(f"import: a column is theirs=ours, got {item!r}. Write --column theirs=ours")
+            columns[theirs.strip()] = ours.strip()
+        typer.echo(Campaign.open(store, name).warm_start(table, fidelity, columns))
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import INFORMATIVE, TABLE, Outcome, Trial
+from .data import INFORMATIVE, TABLE, Outcome, Proposal, Trial
 from .errors import InvalidOutcome, InvalidProblem
 from .space import ParameterSpace
 
@@ -423,6 +423,16 @@ class Problem:
     def spent(self, trials: Iterable[Trial]) -> float:
         """Cost of these trials, in evaluations of the dearest fidelity; what came from tables costs nothing."""
         return math.fsum(self.cost(t.fidelity, t.events) for t in trials if t.criterion != TABLE)
+
+    def affordable(self, left: float) -> float:
+        """How many evaluations of the cheapest fidelity that may be asked for this pays."""
+        prices = [self.cost(f.name, f.events[0] if f.events else None) for f in self.fidelities if f.cost is not None]
+        return math.inf if left == math.inf else math.floor(left / min(prices, default=1.0) + 1e-9)
+
+    def within(self, proposals: Sequence[Proposal], left: float) -> list[Proposal]:
+        """The first of these that cost no more together than what is left, in evaluations of the dearest fidelity."""
+        totals = itertools.accumulate(self.cost(p.fidelity, p.events) for p in proposals)
+        return [p for p, total in zip(proposals, totals) if total <= left + 1e-9]
 
     def valued(self, trials: Iterable[Trial], task: str | None = None) -> list[Trial]:
         """The trials at the dearest fidelity that hold a value of this task; without a name, of any."""

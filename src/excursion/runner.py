@@ -80,7 +80,8 @@ def run(
     Args:
         campaign: what is searched; other processes may work on it at the same time.
         evaluator: evaluates one point; sent to the workers by cloudpickle, so lambdas work.
-        budget: trials of the campaign in all, earlier ones included.
+        budget: evaluations of the campaign in all, earlier ones included; those of a cheaper fidelity count by their
+            cost (`Problem.spent`), rows of tables nothing.
         batch: points asked for together.
         executor: any `concurrent.futures.Executor`; it is not shut down. The default is a pool of processes that
             survives the death of a worker (loky), or this process itself if ``workers`` is 1.
@@ -127,8 +128,7 @@ def run(
                 if not reason and not exhausted and free >= min(batch, workers):
                     # Every queued trial is in flight and a batch of workers is free.
                     trials = campaign.trials
-                    left = budget - len(trials)
-                    if left <= 0:
+                    if campaign.problem.affordable(budget - campaign.problem.spent(trials)) < 1:
                         reason = "budget"
                     else:
                         if goal is not None and evaluations:
@@ -136,7 +136,8 @@ def run(
                             reason = "goal" if below >= 2 else ""
                         if not reason:
                             try:
-                                campaign.ask(batch, limit=budget)
+                                if not campaign.ask(batch, limit=budget):
+                                    reason = "budget"  # what is worth asking for costs more than what is left
                             except SpaceExhausted:
                                 exhausted = True
                             continue

@@ -6,14 +6,11 @@ that `excursion.replay` is the function.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,8 @@ from .belief import believe
 from .campaign import Strategy, propose
 from .constraint import Constraint
 from .data import Outcome, Trial
-from .errors import InvalidOutcome, InvalidStrategy, InvalidTable, read_text
+from .errors import InvalidOutcome, InvalidStrategy, InvalidTable
+from .known import read_table
 from .problem import Problem, Task
 from .space import Parameter, ParameterSpace
 from .threads import one_thread
@@ -246,39 +244,6 @@ def _random(scan: _Scan, strategy: Strategy, orders: int, curve: Curve, last: in
 
 
 # --------------------------------------------------------------------------------------------------- the table
-
-
-def read_table(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV file with a header (comma, semicolon or tab; lines that begin with # are left out), or of JSON.
-
-    Raises:
-        InvalidTable: it cannot be read, or is neither.
-    """
-    file = Path(path)
-    text = read_text(file, InvalidTable, "utf-8-sig")
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise InvalidTable(f"{file}: must be JSON, got {error}. Write a list of objects") from None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InvalidTable(f"{file}: must be a list of objects, got {str(rows)[:80]}. Write [{{...}}, {{...}}]")
-        return rows
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
-        raise InvalidTable(f"{file}: must have a header and rows, got an empty file. Check the path")
-    delimiter = max(",;\t", key=lines[0].count)
-    header, *body = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    header = [name.strip() for name in header]
-    for i, cells in enumerate(body, 1):
-        if len(cells) != len(header):
-            raise InvalidTable(
-                f"{file}, row {i}: must have one cell for each of the {len(header)} columns, got {len(cells)}. "
-                "Put text with commas in quotes"
-            )
-    if len(set(header)) < len(header):
-        raise InvalidTable(f"{file}: columns must have different names, got {header}. Rename one")
-    return [dict(zip(header, cells)) for cells in body]
 
 
 def _scan(

@@ -31,7 +31,7 @@ from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSp
 from .evaluators import Evaluator
 from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
-from .problem import Goal, Problem, Task, TransformName
+from .problem import Fidelity, Goal, Problem, Task, TransformName
 from .result import table
 from .runner import Report, run
 from .space import Parameter, ParameterSpace
@@ -221,6 +221,7 @@ class _Top(pydantic.BaseModel):
     parameters: dict[str, Any]
     constraints: list[str] = []
     tasks: dict[str, Any]
+    fidelities: list[Any] = []
     evaluator: dict[str, Any] | None = None
     strategy: dict[str, Any] = {}
     run: dict[str, Any] = {}
@@ -234,6 +235,15 @@ class _Task(pydantic.BaseModel):
     weight: float = 1.0
     unit: str = ""
     label: str = ""
+
+
+class _Fidelity(pydantic.BaseModel):
+    model_config = _CONFIG
+    name: _Text
+    cost: float | None = 1.0
+    parameters: list[str] | None = None
+    events: list[int] | None = None
+    event_cost: float = 0.0
 
 
 class _Command(pydantic.BaseModel):
@@ -429,7 +439,14 @@ def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
         with document.at(path):
             thresholds = given.pop("threshold", [])
             tasks.append(Task(name, tuple(thresholds) if isinstance(thresholds, list) else (thresholds,), **given))
-    columns: set[str] = set(table(Problem(ParameterSpace((Parameter("x", 0, 1),))), [_NO_TRIAL])[0])
+    fidelities = []
+    for i, value in enumerate(top.get("fidelities", [])):
+        path = ("fidelities", i)
+        given = _given(document, _Fidelity, value, path)
+        with document.at(path):
+            fidelities.append(Fidelity(**given))
+    some = (Fidelity("any"),) if fidelities else ()
+    columns: set[str] = set(table(Problem(ParameterSpace((Parameter("x", 0, 1),)), fidelities=some), [_NO_TRIAL])[0])
     columns -= {"x", "f", "f_sd", "f_bound"}
     for section, suffixes in (("parameters", ("",)), ("tasks", ("", "_sd", "_bound"))):
         for name in top[section]:
@@ -452,7 +469,9 @@ def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
         path = ("constraints", guilty[0]) if guilty else ("constraints",)
         raise InvalidSpec(f"{document.where(path)}: {error}") from error
     with document.at(("tasks",)):
-        return Problem(space, tuple(tasks), goal)
+        problem = Problem(space, tuple(tasks), goal)
+    with document.at(("fidelities",)):
+        return dataclasses.replace(problem, fidelities=tuple(fidelities))
 
 
 _NO_TRIAL = Trial(number=0, x={"x": 0.0}, basis=0, after=0)
@@ -681,6 +700,9 @@ def _outcome_of_json(problem: Problem, text: str) -> Outcome:
     def numbers(found: Any) -> bool:
         return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
 
+    def known(found: Any) -> Any:
+        return {k: v for k, v in found.items() if v is not None} if isinstance(found, dict) else found
+
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -695,8 +717,8 @@ def _outcome_of_json(problem: Problem, text: str) -> Outcome:
         raise wrong("beside 'values' there may be variances, bounds and info", unknown)
     if any(not isinstance(part, dict) for part in found.values()):
         raise wrong("values, variances, bounds and info must be objects", found)
-    if not numbers(found["values"]) or not numbers(found.get("variances", {})):
-        raise wrong("each task must have a number", found)
+    if not numbers(known(found["values"])) or not numbers(found.get("variances", {})) or not known(found["values"]):
+        raise wrong("each task must have a number, or null where it is missing", found)
     try:
         return Outcome(**found)
     except (OverflowError, TypeError) as error:

@@ -22,7 +22,9 @@ from . import Evaluator
 __all__ = ["Command"]
 
 #: Placeholders that are not parameters.
-_RESERVED = ("workdir", "folder", "seed", "number")
+_RESERVED = ("workdir", "folder", "seed", "number", "fidelity", "events")
+#: Of these, the ones that only some campaigns give; elsewhere parameters may be called so.
+_OPTIONAL = ("fidelity", "events")
 #: Seconds between asking a program to end and killing it.
 _GRACE = 1.0
 _OUTCOME_KEYS = {"values", "variances", "bounds", "info"}
@@ -35,12 +37,13 @@ class Command(Evaluator):
     The template is split into words as a shell would do, and only then are the placeholders filled in, so
     that no value can become two words or another command; there is no shell. `{name}` is the parameter's
     value with all its digits, `{name:.3f}` is formatted as Python does; `{workdir}` is the directory of
-    this evaluation (where the program runs), `{folder}` the field `folder`, `{seed}` and `{number}` are
-    those of the trial. Braces are doubled where they are meant.
+    this evaluation (where the program runs), `{folder}` the field `folder`, `{seed}`, `{number}`, `{fidelity}` and
+    `{events}` are those of the trial (0 events where the campaign declares fidelities but does not choose events for
+    this one). Braces are doubled where they are meant.
 
     The program's result is JSON: a number; or an object `{"task": number, ...}`; or an object with the keys
     "values" and, if known, "variances", "bounds" and "info", each (but info) with one entry per task (see
-    `Outcome`).
+    `Outcome`). A task with null is missing.
 
     Attributes:
         template: the command line, such as `mycode --m {m_slepton} --out {workdir}/result.json`.
@@ -90,7 +93,10 @@ class Command(Evaluator):
         used = {name for word in _split(self.template) for _, name, _ in _pieces(word) if name is not None}
         if self.parameters is not None:
             # Numbers of the kind that will come; the result is not used.
-            self._words(dict.fromkeys(self.parameters, 0.5), self._reserved(Path(folder), Job({})))
+            x, job = dict.fromkeys(self.parameters, 0.5), Job({}, fidelity="x", events=1)
+            self._words(
+                x, {k: v for k, v in self._reserved(Path(folder), job).items() if k not in _OPTIONAL or k not in x}
+            )
             if missing := sorted(set(self.parameters) - used):
                 raise InvalidSpec(
                     f"command: the template must use every parameter, got no {', '.join(missing)} in "
@@ -158,7 +164,12 @@ class Command(Evaluator):
     # -- the command line
 
     def _reserved(self, directory: Path, job: Job) -> dict[str, Any]:
-        return {"workdir": str(directory), "folder": self.folder, "seed": int(job.seed), "number": int(job.number)}
+        known = {"workdir": str(directory), "folder": self.folder, "seed": int(job.seed), "number": int(job.number)}
+        if job.fidelity:
+            known["fidelity"] = job.fidelity
+        if job.fidelity or job.events is not None:
+            known["events"] = int(job.events or 0)
+        return known
 
     def _words(self, x: Mapping[str, float], reserved: Mapping[str, Any]) -> list[str]:
         """The words of the command line, filled in."""
@@ -280,9 +291,12 @@ class Command(Evaluator):
             raise wrong(f"beside 'values' the result may hold {sorted(_OUTCOME_KEYS - {'values'})}", unknown)
         if any(not isinstance(part, dict) for part in found.values()):
             raise wrong("values, variances, bounds and info must be objects", found)
-        for numbers in (found["values"], found.get("variances", {})):
-            if not all(map(_is_number, numbers.values())):
+        missing = {task for task, value in found["values"].items() if value is None}
+        for part, numbers in (("values", found["values"]), ("variances", found.get("variances", {}))):
+            if not all(_is_number(v) or (part == "values" and v is None) for v in numbers.values()):
                 raise wrong("each task must have a number", numbers)
+        if missing and missing == set(found["values"]):
+            raise wrong("a task must have a number", found["values"])
         found["info"] = {**found.get("info", {}), **info}
         try:
             return Outcome(**found)
@@ -327,7 +341,12 @@ def _fill(word: str, values: Mapping[str, Any], parameters: Sequence[str]) -> st
         if name not in values:
             raise InvalidSpec(
                 f"command: placeholders must be parameters ({', '.join(parameters) or 'none'}) or one of "
-                f"{', '.join(_RESERVED)}, got {{{name}}} in {word!r}. Correct the template"
+                f"{', '.join(_RESERVED)}, got {{{name}}} in {word!r}. "
+                + (
+                    f"Declare fidelities: this campaign gives no {name}"
+                    if name in _OPTIONAL
+                    else "Correct the template"
+                )
             )
         value = values[name]
         try:

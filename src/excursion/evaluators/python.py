@@ -22,7 +22,8 @@ class Function(Evaluator):
 
     Attributes:
         function: takes the point; returns a number, a dict of task name -> number, or an `Outcome`. If it
-            has a parameter called `seed` (not its first), it is given the trial's seed.
+            has a parameter called `seed` (not its first), it is given the trial's seed. So it is with `fidelity` and
+            `events`; where there is nothing to give, their defaults hold. A task given as None is missing.
         task: the task a bare number belongs to.
 
     Raises:
@@ -56,7 +57,7 @@ class Function(Evaluator):
                 own comes through as it is), or returned something that is not an outcome.
         """
         where = f"function {_name(self.function)} at trial {job.number}"
-        more = {"seed": job.seed} if _takes_seed(self.function) else {}
+        more = _wanted(self.function, job)
         try:
             returned = self.function(dict(job.x), **more)
         except EvaluationError:
@@ -73,7 +74,12 @@ class Function(Evaluator):
             return returned
         values = returned if isinstance(returned, Mapping) else {self.task: returned}
         try:
-            return Outcome.of({_task(where, task): _number(where, value) for task, value in values.items()})
+            return Outcome.of(
+                {
+                    _task(where, task): None if value is None and len(values) > 1 else _number(where, value)
+                    for task, value in values.items()
+                }
+            )
         except (InvalidOutcome, OverflowError) as error:
             raise EvaluationError(f"{where}: returned {returned!r} at {dict(job.x)}: {error}") from error
 
@@ -82,13 +88,22 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def _takes_seed(function: Callable[..., Any]) -> bool:
+def _wanted(function: Callable[..., Any], job: Job) -> dict[str, Any]:
+    """Seed, fidelity and events, as far as the function has parameters for them and does not know better."""
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())[1:]
     except (TypeError, ValueError):
         # Some functions written in C have no signature.
-        return False
-    return any(p.name == "seed" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters[1:])
+        return {}
+    given: dict[str, Any] = {"seed": job.seed, "fidelity": job.fidelity, "events": job.events}
+    unset = [name for name in ("fidelity", "events") if not given[name]]
+    return {
+        p.name: given[p.name]
+        for p in parameters
+        if p.name in given
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and (p.name not in unset or p.default is p.empty)
+    }
 
 
 def _task(where: str, task: object) -> str:

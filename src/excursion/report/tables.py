@@ -30,6 +30,7 @@ __all__ = [
     "exported",
     "listing",
     "point_lines",
+    "points_csv",
     "points_json",
     "replayed",
     "replayed_json",
@@ -300,13 +301,34 @@ def replayed_json(replay: Replay) -> str:
 
 
 def points_json(trials: Sequence[Trial]) -> str:
-    """Number, parameters and seed of trials."""
-    return strict_json([{"number": t.number, "parameters": dict(t.x), "seed": t.seed} for t in trials])
+    """Number, parameters and seed of trials; fidelity and events where the campaign gives them."""
+    return strict_json([{"number": t.number, "parameters": dict(t.x), "seed": t.seed, **_how(t)} for t in trials])
+
+
+def _how(trial: Trial) -> dict[str, Any]:
+    given = {"fidelity": trial.fidelity, "events": trial.events}
+    return {name: value for name, value in given.items() if value}
 
 
 def point_lines(trials: Sequence[Trial]) -> list[str]:
     """The same, one line each."""
-    return [f"{t.number}  " + "  ".join(f"{name}={value!r}" for name, value in t.x.items()) for t in trials]
+    return [
+        f"{t.number}  "
+        + "  ".join([*(f"{name}={value!r}" for name, value in t.x.items()), *(f"{k}={v}" for k, v in _how(t).items())])
+        for t in trials
+    ]
+
+
+def points_csv(problem: Problem, trials: Sequence[Trial]) -> str:
+    """The same as a table to fill in: parameters, fidelity and events where declared, then an empty column per task."""
+    how = ["fidelity", "events"] if problem.fidelities else []
+    columns = ["number", *problem.space.names, *how, "seed", *problem.task_names]
+    rows = [
+        {"number": t.number, **t.x, "seed": t.seed}
+        | ({"fidelity": t.fidelity, "events": "" if t.events is None else t.events} if how else {})
+        for t in trials
+    ]
+    return _csv(columns, rows)
 
 
 def write(text: str, out: str) -> None:

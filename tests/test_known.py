@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from excursion.evaluators.python import Function
 from excursion.known import known, parse_cell, read
 from excursion.problem import Fidelity, Problem, Task
 from excursion.report.tables import points_csv, trials_csv
+from excursion.runner import run
 from excursion.space import Parameter, ParameterSpace
 
 SPACE = ParameterSpace(
@@ -410,6 +412,28 @@ def test_what_is_left_pays_for_so_many() -> None:
     assert PROBLEM.affordable(1.0) == 10  # one full evaluation pays for ten fast ones; the paper is not for sale
     mixed = [Proposal({}, 0, fidelity=name) for name in ("fast", "full", "fast")]
     assert [len(PROBLEM.within(mixed, left)) for left in (0.05, 0.1, 1.0, 1.1, 1.2, 9.0)] == [0, 1, 1, 2, 3, 3]
+
+
+def test_a_run_spends_its_budget_by_cost() -> None:
+    seen = []
+
+    def function(p: dict[str, float], fidelity: str, events: int | None) -> dict[str, float]:
+        seen.append((fidelity, events))
+        return {"observed": p["m"] / 300, "expected": p["g"]}
+
+    problem = replace(PROBLEM, fidelities=(FIDELITIES[1], Fidelity("full", 10.0, events=(5, 50))))
+    c = campaign(problem)
+    c.warm_start(ROWS, "full")
+    point = {"m": 200.0, "g": 0.1}
+    c.add([point] * 5, fidelity="fast")  # each a tenth of a full one
+    report = run(c, Function(function), budget=2, workers=1, progress=False)
+    # 1.5 are left: one full evaluation; half of one cannot be bought and must not be waited for.
+    assert (report.reason, report.evaluations) == ("budget", 6)
+    assert seen == [("fast", 100)] * 5 + [("full", 50)]
+    assert problem.spent(c.trials) == pytest.approx(1.5)
+    assert c.trials[-1].fidelity == "full"
+    again = run(c, Function(function), budget=2, workers=1, progress=False)
+    assert (again.reason, again.evaluations) == ("budget", 0)
 
 
 # --- bounds that contradict what is known

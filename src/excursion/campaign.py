@@ -608,6 +608,15 @@ class Campaign:
             except StaleHistory:
                 continue
 
+    def _settled(self, proposal: Proposal) -> Proposal:
+        """The proposal with the name of its fidelity; raises where nobody declared it."""
+        if proposal.fidelity or not self.problem.fidelities:
+            self.problem.level(proposal.fidelity)
+            return proposal
+        dearest = self.problem.fidelity()
+        most = dearest.events[1] if dearest.events else None
+        return replace(proposal, fidelity=dearest.name, events=most if proposal.events is None else proposal.events)
+
     def warm_start(
         self,
         table: Source,
@@ -657,8 +666,7 @@ class Campaign:
             return WarmStart(len(proposals), found.outside, found.empty, repeated, found.missing)
 
     def _add(self, proposals: Sequence[Proposal], after: int) -> list[Trial]:
-        for proposal in proposals:
-            self.problem.level(proposal.fidelity)  # refuses one that nobody declared
+        proposals = [self._settled(proposal) for proposal in proposals]
         seeds = [evaluation_seed(self.strategy.seed, after + i) for i in range(len(proposals))]
         return self.store.add(self.name, proposals, after=after, seeds=seeds)
 

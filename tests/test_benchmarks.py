@@ -1,19 +1,25 @@
+import dataclasses
 import itertools
 import json
 import math
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import transform
+import torch
+from benchmarks import atlas, play, sbottom, transform
 from benchmarks.suite import methods, problems, report, run
 from benchmarks.suite.problems import PROBLEMS, TEST_POINTS, TestProblem, box
 from hypothesis import given
 from hypothesis import strategies as st
 
 from excursion.belief import settle
+from excursion.campaign import Campaign, Strategy
+from excursion.data import Job, Outcome
+from excursion.evaluators.pyhf import limits
 from excursion.problem import Problem, Task
 
 # --- problems
@@ -518,3 +524,200 @@ def test_tables_of_limits_are_read():
     mono, stop = transform.mono_sbb(), transform.checkmate_stop()
     assert (len(mono.x), len(mono.values), stop.x.shape) == (42, 6, (1206, 2))
     assert mono.values["obs"][0] == 0.14
+
+
+# --- the synthetic campaign
+
+
+@pytest.fixture(scope="module")
+def campaign_points():
+    return atlas.SPACE.from_unit(atlas.SPACE.sample(0, 4000, 11)).numpy()
+
+
+def test_the_synthetic_campaign_is_as_it_says(campaign_points):
+    x = campaign_points
+    limits, distortion, crash = atlas.log_limits(x), atlas.log_distortion(x), atlas.crash_probability(x)
+    assert limits.max() - limits.min() > 100 * math.log(10)
+    assert np.exp(distortion).min() == pytest.approx(0.6, abs=0.03)
+    assert np.exp(distortion).max() == pytest.approx(1.6, abs=0.03)
+    assert crash.mean() == pytest.approx(0.25, abs=0.01)
+    viable = crash < 0.5
+    assert (limits[viable] > math.log(atlas.BRACKET)).mean() == pytest.approx(0.30, abs=0.02)
+    # The bands are ordered, and the observed limit lies among them.
+    assert (np.diff(limits[:, 1:], axis=1) > 0).all()
+    pull = (limits[:, 0] - limits[:, 3]) / (limits[:, 4] - limits[:, 3])
+    assert 0.6 < pull.std() < 1.2
+    cheap = limits + distortion[:, None]
+    wrong = ((cheap >= 0) != (limits >= 0))[viable].mean(0)
+    assert wrong[[0, 3]] == pytest.approx([0.050, 0.044], abs=0.008)
+    u, above = atlas.where_counted(2000)
+    assert u.shape == (len(above), 4)
+    assert 0.6 < above[:, 3].mean() < 0.9
+
+
+def test_the_signal_of_the_synthetic_campaign_by_hand():
+    light, heavy = np.array([[1000.0, 100.0, 1.0, 1.0], [1000.0, 400.0, 2.0, 3.0]])
+    p = (1000**2 - 100**2) / 2000
+    loss = 240 * math.tanh((700 / p) ** 4 / 240)
+    by_hand = 7 - 1000 / 700 + math.log(0.15 + 0.75 / (1 + math.exp(-5))) - loss
+    assert atlas.log_signal(light[None]) == pytest.approx(by_hand)
+    p = (1000**2 - 400**2) / 2000
+    loss = 240 * math.tanh((700 / p) ** 4 / 240)
+    mixing = math.log(4 * 9 / 100)
+    by_hand = 7 + math.log(4) - 1000 / 700 + math.log(0.15 + 0.75 / (1 + math.exp(25))) + mixing - loss
+    assert atlas.log_signal(heavy[None]) == pytest.approx(by_hand)
+    # s as heavy as the mediator: nothing passes.
+    assert atlas.log_limits(np.array([[450.0, 500.0, 1.0, 1.0]]))[0, 3] > 230
+
+
+def test_dear_evaluations_repeat_with_the_seed_and_scatter_as_they_say(campaign_points):
+    (inside,) = campaign_points[np.abs(atlas.log_limits(campaign_points)[:, 3]).argmin()][None]
+    told = [atlas.dear(inside, seed, crashes=False) for seed in range(400)]
+    assert told[3] == atlas.dear(inside, 3, crashes=False)
+    expected = np.array([o.values["expected"] for o in told])
+    relative = math.sqrt(told[0].variances["expected"]) / told[0].values["expected"]
+    assert relative >= atlas.DEAR_NOISE
+    assert np.log(expected).std() == pytest.approx(relative, rel=0.1)
+    assert np.log(expected).mean() == pytest.approx(atlas.log_limits(inside[None])[0, 3], abs=5 * relative / 20)
+    # One signal: its error moves all limits alike.
+    ratio = [o.values["expected_plus_1"] / o.values["expected"] for o in told]
+    assert np.std(ratio) < 1e-9
+    gone = [atlas.dear(inside, seed, missing=0.6, crashes=False).missing == ("observed",) for seed in range(400)]
+    assert np.mean(gone) == pytest.approx(0.6, abs=0.08)
+    hidden = atlas.dear(np.array([450.0, 500.0, 1.0, 1.0]), 0, crashes=False)
+    assert dict(hidden.values) == dict.fromkeys(atlas.TASKS, atlas.BRACKET)
+    assert set(hidden.bounds.values()) == {"above"}
+    assert not hidden.variances
+    corner = np.array([2000.0, 100.0, 2.0, 10.0])
+    assert all(atlas.dear(corner, seed).error for seed in range(20))
+
+
+def test_the_cheap_table_is_distorted_and_noisy():
+    table = atlas.cheap_table(500, 3, missing=0.6)
+    assert table == atlas.cheap_table(500, 3, missing=0.6)
+    x = np.array([[row[name] for name in atlas.SPACE.names] for row in table])
+    excess = np.log([row["expected"] for row in table]) - atlas.log_limits(x)[:, 3] - atlas.log_distortion(x)
+    assert excess.std() == pytest.approx(atlas.CHEAP_NOISE, rel=0.1)
+    assert np.mean([row["observed"] is None for row in table]) == pytest.approx(0.6, abs=0.07)
+
+
+def test_a_played_campaign_goes_on_where_it_stopped(tmp_path):
+    points = torch.linspace(0, 1, 51, dtype=torch.float64)[:, None]
+
+    def game(fails_at):
+        def evaluate(trial):
+            if trial.number == fails_at:
+                raise ConnectionError("the machine is gone")
+            return Outcome.of(math.sin(5 * trial.x["x"]))
+
+        problem = Problem({"x": (0, 1)}, Task("f", 0.5, "identity"))
+        truth = np.sin(5 * points.numpy()) >= 0.5
+        return play.Game("line", problem, Strategy(seed=4), evaluate, points, truth, batch=4, until=12)
+
+    whole = play.play(game(None), tmp_path / "whole")
+    assert [line["dear"] for line in whole] == [4, 8, 12]
+    assert whole[-1]["errors"]["f"] < 0.05
+    with pytest.raises(ConnectionError):
+        play.play(game(6), tmp_path / "parts")
+    assert len(play.play(game(None), tmp_path / "parts", minutes=0)) == 2  # what was asked is told and counted
+    parts = play.play(game(None), tmp_path / "parts")
+    assert [line["dear"] for line in parts] == [4, 8, 12]
+    assert [line["errors"] for line in parts] == [line["errors"] for line in whole]
+    assert play.play(game(None), tmp_path / "parts") == parts  # complete
+
+
+def test_the_synthetic_campaign_is_played(tmp_path):
+    (setting,) = (s for s in atlas.EXPERIMENTS["cheap"] if not s.cheap)
+    small = dataclasses.replace(setting, batch=20, dear=20)
+    (line,) = atlas.one(small, 5, tmp_path, 10.0)["curve"]
+    assert line["dear"] == 20
+    assert set(line["errors"]) == set(atlas.TASKS)
+    assert 0 < line["errors"]["expected"] < 0.4
+    shown = atlas.show([{"setting": "dear only", "seed": 5, "curve": [line]}])
+    assert f"{100 * line['errors']['observed']:7.2f} %" in shown
+
+
+def test_needed_counts_from_where_the_error_stays_small():
+    lines = [
+        {"dear": n, "errors": {"a": e, "b": e}} for n, e in ((10, 0.3), (20, 0.01), (30, 0.2), (40, 0.02), (50, 0))
+    ]
+    assert play.needed(lines, 0.05, ["a", "b"]) == 40
+    assert play.needed(lines, 0.01, ["a"]) == 50
+    assert play.needed(lines[:3], 0.05, ["a"]) == math.inf
+
+
+def test_errors_are_those_of_the_believed_contour():
+    problem = Problem({"x": (0, 1)}, Task("f", 0.5, "identity"))
+    campaign = Campaign.create("memory://", "line", problem)
+    for trial in campaign.ask(6):
+        campaign.tell(trial.number, trial.x["x"])
+    points = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+    truth = points.numpy() >= 0.695  # 20 points (.50 ... .69) are at or above .5 but called below
+    assert play.errors(campaign.belief(), points, truth) == {"f": pytest.approx(0.2 * 100 / 101, abs=0.011)}
+
+
+# --- sbottom pairs, two likelihoods
+
+NO_SBOTTOM = pytest.mark.skipif(
+    (problems.data_directory() or Path("absent")).joinpath("sbottom_3d").is_dir() is False,
+    reason="the tables are not here: set EXCURSION_DATA",
+)
+
+
+@NO_SBOTTOM
+@pytest.mark.parametrize("kind", ["smooth", "linear"])
+def test_the_efficiency_map_is_reproduced_at_its_points(kind):
+    masses, efficiencies = sbottom.efficiency_map()
+    expected = 139e3 * sbottom.cross_section(masses[:, :1]) * efficiencies
+    assert sbottom.yields(masses, kind) == pytest.approx(expected, rel=1e-6, abs=1e-4)
+    # 0.887763 fb at 1300 GeV, as published; L, M, H.
+    at = sbottom.yields([[1300.0, 205.0, 60.0]], kind)
+    assert at[0] == pytest.approx(139 * 0.887763 * np.array([6.6023e-5, 0.0013815, 0.014566]), rel=1e-4)
+
+
+@NO_SBOTTOM
+def test_the_region_is_the_hull_of_the_map():
+    masses, _ = sbottom.efficiency_map()
+    space = sbottom.space()
+    centre = masses.mean(0)
+    inwards = torch.from_numpy(centre + 0.999 * (masses - centre))
+    assert space.allowed(inwards).all()
+    outwards = torch.from_numpy(np.array([[1000.0, 999.0, 60.0], [1000.0, 500.0, 400.0], [350.0, 200.0, 5.0]]))
+    assert not space.allowed(outwards).any()
+    x = sbottom.where_counted(500)
+    assert ((x[:, 0] > x[:, 1]) & (x[:, 1] > x[:, 2])).all()
+    assert not np.isnan(sbottom.yields(x, "linear")).any()
+
+
+@NO_SBOTTOM
+def test_limits_are_inversely_proportional_to_yields_and_equal_the_reference():
+    signal = sbottom.yields(sbottom.where_counted(3))[2]
+    for k, fidelity in enumerate(sbottom.FIDELITIES):
+        one, three = (limits(sbottom.workspace(c * signal, fidelity)).values for c in (1, 3))
+        reference = dict(zip(sbottom.TASKS, sbottom.reference(signal[None])[0, k]))
+        for task in sbottom.TASKS:
+            assert three[task] == pytest.approx(one[task] / 3, rel=1e-4)
+            assert reference[task] == pytest.approx(one[task], rel=3e-4)
+
+
+@NO_SBOTTOM
+@pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
+def test_published_cls_is_met_without_the_validation_region():
+    # pyhf's tests give .0214 observed and .0650 expected for the full published workspace at this point.
+    pyhf = pytest.importorskip("pyhf")
+    work = pyhf.Workspace(sbottom.workspace(sbottom.yields([[1400.0, 950.0, 60.0]])[0], "full"))
+    assert [c["name"] for c in work["channels"]] == ["SR_meff", "CRtt_meff"]
+    model = work.model()
+    observed, expected = pyhf.infer.hypotest(1.0, work.data(model), model, return_expected=True)
+    assert float(observed) == pytest.approx(0.0214, rel=0.05)
+    assert float(expected) == pytest.approx(0.0650, rel=0.10)
+
+
+@NO_SBOTTOM
+def test_sbottom_evaluates_the_fidelity_that_is_asked():
+    point = dict(zip(sbottom.space().names, (1000.0, 600.0, 200.0)))
+    cheap, dear = (sbottom.Sbottom().evaluate(Job(point, fidelity=f)) for f in sbottom.FIDELITIES)
+    reference = sbottom.reference(sbottom.yields([[*point.values()]]))[0]
+    assert [cheap.values[t] for t in sbottom.TASKS] == pytest.approx(reference[0].tolist(), rel=3e-4)
+    assert [dear.values[t] for t in sbottom.TASKS] == pytest.approx(reference[1].tolist(), rel=3e-4)
+    assert dear == dataclasses.replace(sbottom.Sbottom().evaluate(Job(point)), info=dear.info)

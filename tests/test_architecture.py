@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("known", "surrogate", "store"),
     ("acquisition",),
+    ("uncertainty",),
     ("belief",),
     ("campaign",),
     ("evaluators",),

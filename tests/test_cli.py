@@ -197,6 +197,18 @@ def test_run_again_and_resume_find_nothing_to_do(done: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_sets(done: Path) -> None:
+    text = said("sets", done)
+    assert len(re.findall(r"^[fg] >= ", text, re.MULTILINE)) == 3
+    assert "GeV" in text
+    found = json.loads(said("sets", done, "--task", "g", "--json"))
+    assert [(one["task"], one["threshold"]) for one in found] == [("g", 0.0), ("g", 1.0)]
+    assert found[0]["volume"] > found[1]["volume"]
+    assert found[0]["volume_unit"] == "GeV"
+    assert 0 <= found[0]["hole"]["x"] <= 1.5
+    assert call("sets", done, "--task", "h").exit_code == 2
+
+
 def test_status(done: Path) -> None:
     text = said("status", done)
     assert text.startswith("scan: 12 of 12 finished (")
@@ -378,7 +390,7 @@ def test_a_mistake_in_the_file_names_the_line(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- help
 
 
-COMMANDS = ("run", "create", "resume", "list", "status", "ask", "tell", "plot", "export")
+COMMANDS = ("run", "create", "resume", "list", "status", "ask", "tell", "plot", "export", "sets")
 
 
 def test_help_is_quick_and_complete() -> None:

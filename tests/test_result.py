@@ -374,3 +374,49 @@ def test_what_is_missing_is_empty_in_tables_and_is_never_the_best():
     assert math.isnan(row["f"])
     assert (row["g"], row["f_bound"], row["state"]) == (2.0, "", "complete")
     assert trials_csv(campaign).splitlines()[1].split(",")[3:7] == ["", "", "", "2.0"]
+
+
+# --- sets
+
+
+def test_the_band_is_where_no_side_can_be_told():
+    result = find_level_set(disc, SQUARE, 1.0, budget=10, seed=2)
+    x = np.random.default_rng(0).uniform(-2, 2, (4000, 2))
+    wide, narrow = result.band(level=0.999), result.band(level=0.68)
+    assert (wide.task, wide.threshold, wide.level) == ("f", 1.0, 0.999)
+    p = result.excursion_probability(x)
+    assert (wide.contains(x) == ((p > 0.0005) & (p < 0.9995))).all()
+    assert not (narrow.contains(x) & ~wide.contains(x)).any()
+    assert 0 < narrow.volume < wide.volume == pytest.approx(wide.contains(x).mean(), abs=0.03)
+    low, high = wide.edges(n=101)
+    for edge, expected in ((low, 0.9995), (high, 0.0005)):
+        points = np.concatenate(edge.lines)
+        assert np.allclose(result.excursion_probability(points), expected, atol=2e-3)
+    with pytest.raises(InvalidProblem, match=r"level: must lie between 0 and 1, got 95"):
+        result.band(level=95)
+
+
+def test_forbidden_points_are_in_no_band():
+    found = find_level_set(lambda p: p["x"] - 0.4, {"x": (0, 1), "y": (0, 1)}, budget=8, constraints="x + y < 1")
+    assert found.band(level=0.5).contains([[0.4, 0.1], [0.4, 0.9], [0.1, 0.1]]).tolist() == [True, False, False]
+
+
+def test_the_summary_of_sets(result):
+    found = result.sets()
+    assert found.volume == pytest.approx(1 - math.pi / 16, abs=0.003)
+    assert found.volume_sd < 0.01
+    assert found.physical_volume == pytest.approx(16 - math.pi, abs=0.05)
+    assert found.components == 1
+    assert found.above.volume + found.below.volume > 0.95
+    truth = np.random.default_rng(1).uniform(-2, 2, (5000, 2))
+    p, r = result.excursion_probability(truth), (truth**2).sum(1)
+    assert (r[p >= found.above.probability] >= 1).all()
+    assert (r[p <= 1 - found.below.probability] < 1).all()
+    edge = np.concatenate(result.contours(sigmas=-found.above.sigmas).lines)
+    assert np.allclose(result.excursion_probability(edge), found.above.probability, atol=1e-3)
+    center = np.array([found.hole["x"], found.hole["y"]])
+    seen = np.array([[t["x"], t["y"]] for t in result.trials])
+    assert np.linalg.norm((seen - center) / 4, axis=1).min() == pytest.approx(found.hole_radius)
+    higher = result.sets(threshold=2.0)
+    assert higher.volume < found.volume
+    assert str(found).startswith("f >= 1: ")

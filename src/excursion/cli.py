@@ -151,6 +151,24 @@ def status(store: StoreArgument, name: NameArgument = None, as_json: AsJson = Fa
 
 
 @app.command()
+def sets(
+    store: StoreArgument,
+    name: NameArgument = None,
+    task: Annotated[str | None, typer.Option(help="One output; all by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How well {f >= threshold} is known: volume with error, bands, conservative sets, pieces, unexplored holes."""
+    with _reported():
+        from .campaign import Campaign
+        from .report.tables import sets as summaries
+        from .report.tables import sets_json, sets_lines
+        from .result import Result
+
+        found = summaries(Result.of(Campaign.open(store, name)), task)
+        typer.echo(sets_json(found) if as_json else "\n".join(sets_lines(found)))
+
+
+@app.command()
 def ask(
     store: StoreArgument,
     name: NameArgument = None,

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.special import xlogy
 
+from .errors import InvalidProblem
+
 #: Variances below this are taken as this: a belief that is certain to double precision.
 TINY = 1e-300
 
@@ -51,6 +53,51 @@ def excursion_probability(mean: Tensor, variance: Tensor, threshold: Tensor | fl
     0.5
     """
     return ndtr(standardised(mean, variance, threshold))
+
+
+def half_width(level: float) -> float:
+    """Half the width, in standard deviations, of the central interval of this probability: Phi^-1((1 + level)/2).
+
+    >>> round(half_width(0.95), 4)
+    1.96
+
+    Raises:
+        InvalidProblem: the level does not lie between 0 and 1.
+    """
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        raise InvalidProblem(f"level: must lie between 0 and 1, got {level!r}. Give 0.95, say")
+    return float(scipy.special.ndtri(0.5 * (1 + level)))
+
+
+def undecided(mean: Tensor, variance: Tensor, threshold: Tensor | float, level: float) -> Tensor:
+    """Whether T lies inside the central interval of f: (1 - level)/2 < P(f >= T) < (1 + level)/2.
+
+    These points are the band of {f = T}: no side of the threshold can be told there at this level.
+
+    Args:
+        mean, variance, threshold: see `excursion_probability`.
+        level: probability of the interval, 0.95 say.
+
+    Returns:
+        Booleans of the broadcast shape.
+    """
+    return standardised(mean, variance, threshold).abs() < half_width(level)
+
+
+#: Probability of the interval of one standard deviation around a normal mean.
+ONE_SIGMA = math.erf(math.sqrt(0.5))
+
+
+def band_edges(difference: np.ndarray, sd: np.ndarray, level: float = ONE_SIGMA) -> tuple[np.ndarray, np.ndarray]:
+    """Two functions that vanish at the edges of the band of `undecided`, m - T + k s and m - T - k s.
+
+    Args:
+        difference: m - T, any shape.
+        sd: s.
+        level: of the band.
+    """
+    width = half_width(level) * sd
+    return difference + width, difference - width
 
 
 def class_probabilities(mean: Tensor, variance: Tensor, thresholds: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import levelset
+from . import levelset, uncertainty
 from .belief import believe, observations
 from .campaign import Campaign, Strategy, best_trial, one_sided
 from .contours import Contour, Slice, trace
@@ -25,6 +25,7 @@ from .space import ParameterSpace
 from .store import Store
 from .surrogate import Posterior
 from .threads import one_thread
+from .uncertainty import SetSummary
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,46 @@ class Optimum:
     sd: float
     best: Trial
     best_value: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """The points at which a side of the threshold cannot be told at some level.
+
+    Attributes:
+        result: what is known.
+        task, threshold: whose level set it surrounds.
+        level: probability of the central interval of f that holds the threshold there.
+        volume: of the band, as a fraction of the allowed volume.
+    """
+
+    result: Result
+    task: str
+    threshold: float
+    level: float
+    volume: float
+
+    def contains(self, x: Any) -> np.ndarray:
+        """Whether points in physical units lie in the band: (1 - level)/2 < P(f >= threshold) < (1 + level)/2.
+
+        Args:
+            x: see `Result.excursion_probability`.
+
+        Returns:
+            Booleans, (n,); False at forbidden points.
+        """
+        p = self.result.excursion_probability(x, self.task, self.threshold)
+        return np.abs(2 * p - 1) < self.level
+
+    def edges(self, **slice_: Any) -> tuple[Contour, Contour]:
+        """Where P(f >= threshold) is (1 + level)/2, and where it is (1 - level)/2, as lines.
+
+        Args:
+            slice_: ``names``, ``fixed`` and ``n`` of `Result.contours`.
+        """
+        k = levelset.half_width(self.level)
+        low, high = (self.result.contours(self.task, self.threshold, sigmas=s, **slice_) for s in (-k, k))
+        return low, high
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,6 +304,57 @@ class Result:
         mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.sample(0, 8192, 2**31 - 1)))
         p = levelset.excursion_probability(mean, variance, chosen.map(torch.tensor(level, dtype=torch.float64)))
         return float(p.mean()), float(levelset.misclassification(p).mean())
+
+    @torch.no_grad()
+    def band(self, task: str | None = None, level: float = 0.95, threshold: float | None = None) -> Band:
+        """The band around a level set in which no side of the threshold can be told.
+
+        Args:
+            task: which output; the first by default.
+            level: 0.95 leaves out where P(f >= threshold) is below .025 or above .975.
+            threshold: in the task's units; its first threshold by default.
+
+        Raises:
+            InvalidProblem: no such task, no threshold, a level outside (0, 1).
+        """
+        i, chosen = self._index(task)
+        value = chosen.threshold(threshold)
+        mean, variance = (m[i] for m in self.posterior.marginal(self.problem.space.sample(0, 8192, 2**31 - 1)))
+        z = chosen.map(torch.tensor(value, dtype=torch.float64))
+        inside = levelset.undecided(mean, variance, z, level)
+        return Band(self, chosen.name, value, level, float(inside.double().mean()))
+
+    def sets(
+        self, task: str | None = None, threshold: float | None = None, *, level: float = 0.95, seed: int = 0
+    ) -> SetSummary:
+        """How well {f >= threshold} is known: its volume with an error, bands, conservative sets, pieces, holes.
+
+        Of a conservative set ``side`` of the summary, ``result.excursion_probability(x) >= side.probability`` tells the
+        points of ``above`` (``<= 1 - side.probability`` those of ``below``), and
+        ``result.contours(sigmas=-side.sigmas)`` (``sigmas=side.sigmas``) draws its edge.
+
+        Args:
+            task: which output; the first by default.
+            threshold: in the task's units; its first threshold by default.
+            level: joint probability of the conservative sets.
+            seed: of the joint draws.
+
+        Raises:
+            InvalidProblem: no such task, no threshold, a level outside (0, 1).
+        """
+        chosen, space = self.problem.task(task), self.problem.space
+        known = [
+            t.x
+            for t in self.history
+            if t.state in INFORMATIVE
+            and t.outcome
+            and chosen.name in t.outcome.values
+            and self.problem.level(t.fidelity) == 0
+        ]
+        explored = space.to_unit(space.tensor(known))
+        return uncertainty.summary(
+            self.problem, self.posterior, explored, chosen.name, threshold, level=level, seed=seed
+        )
 
 
 def table(problem: Problem, trials: Sequence[Trial]) -> list[dict[str, Any]]:

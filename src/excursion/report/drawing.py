@@ -94,8 +94,8 @@ def probability(
     crossed, line = lines(ax, grid, difference, "_level set", color=BLACK, lw=1.8, zorder=3)
     handles: list[Any] = [(line, title if crossed else f"{title}: not crossed")]
     fuzzy = False
-    for sign in (-1, 1):
-        drawn, edge = lines(ax, grid, difference + sign * sd, "_edge", color=BLACK, lw=0.9, ls=":", zorder=3)
+    for values in levelset.band_edges(difference, sd):
+        drawn, edge = lines(ax, grid, values, "_edge", color=BLACK, lw=0.9, ls=":", zorder=3)
         fuzzy |= drawn
     if fuzzy:
         handles.append((edge, "68 % band"))

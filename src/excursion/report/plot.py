@@ -353,7 +353,7 @@ def plot_exclusion(
                     i = problem.task_names.index(task.name)
                     middle, color = above(task.name, threshold), look["color"]
                     named = f"_uncertainty {task.name} {threshold:g}"
-                    fuzzy |= draw.fill(ax, grid, middle + sd[i], middle - sd[i], color, named, alpha=0.25)
+                    fuzzy |= draw.fill(ax, grid, *levelset.band_edges(middle, sd[i]), color, named, alpha=0.25)
                 crossed, handle = draw.lines(
                     ax, grid, above(task.name, threshold), f"_{task.name} {threshold:g}", **look
                 )

@@ -21,6 +21,7 @@ from ..result import Result, table
 from ..runner import Report
 from ..shadow import Replay
 from ..store import Store, open_store
+from ..uncertainty import SetSummary
 
 __all__ = [
     "contours",
@@ -34,6 +35,9 @@ __all__ = [
     "points_json",
     "replayed",
     "replayed_json",
+    "sets",
+    "sets_json",
+    "sets_lines",
     "standing",
     "standing_lines",
     "strict_json",
@@ -157,6 +161,33 @@ def exported(campaign: Campaign, what: str = "trials", form: str = "csv", fixed:
     if form == "csv":
         return contours_csv(found, campaign.problem)
     return contours_json(found, campaign.name, campaign.problem)
+
+
+# ----------------------------------------------------------------------------------------------- sets
+
+
+def sets(result: Result, task: str | None = None) -> list[SetSummary]:
+    """How well the sets of all thresholds are known, of one task or of all.
+
+    Raises:
+        InvalidProblem: no such task; an optimum was sought.
+    """
+    if result.problem.sign:
+        raise InvalidProblem(
+            f"sets: level sets must have been sought, got the goal {result.problem.goal!r}. Use `status`"
+        )
+    chosen = result.problem.tasks if task is None else (result.problem.task(task),)
+    return [result.sets(t.name, threshold) for t in chosen for threshold in t.thresholds]
+
+
+def sets_lines(found: Sequence[SetSummary]) -> list[str]:
+    """The same for people."""
+    return [line for one in found for line in one.lines()]
+
+
+def sets_json(found: Sequence[SetSummary]) -> str:
+    """The same for programs."""
+    return strict_json([asdict(one) for one in found])
 
 
 # ------------------------------------------------------------------------------------------- standing

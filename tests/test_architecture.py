@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("known", "surrogate", "store"),
     ("acquisition",),
     ("uncertainty",),
-    ("belief",),
+    ("belief", "forecast", "precision"),
     ("campaign",),
     ("evaluators",),
     ("runner",),

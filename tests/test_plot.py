@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from excursion.acquisition import Sobol
-from excursion.campaign import Campaign, Strategy, observations, uncertainty
+from excursion.campaign import Campaign, Strategy, observations
 from excursion.contours import Slice
 from excursion.data import Outcome
 from excursion.errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, MissingExtra
+from excursion.precision import misclassified
 from excursion.problem import Problem, Task
 from excursion.report import drawing
 from excursion.report.plot import (
@@ -492,7 +493,7 @@ def test_convergence(circle: Result) -> None:
     k, left = vertices(ax, "_f").T
     assert k.tolist() == [4, 9, 15, 20]
     assert left[-1] < 0.5 * left[0]
-    assert left[-1] == pytest.approx(uncertainty(circle.problem, circle.posterior)["f"], rel=0.05)
+    assert left[-1] == pytest.approx(misclassified(circle.problem, circle.posterior)["f"], rel=0.05)
     assert ax.get_yscale() == "log"
     assert ax.get_legend() is None
 
@@ -504,7 +505,7 @@ def test_convergence_counts_failures_as_evaluations(states: Result) -> None:
     assert k.tolist() == [8, 10]
     told = sorted((t for t in states.history if t.told is not None), key=lambda t: t.told or 0)
     belief = Strategy().surrogate.fit(observations(states.problem, told[:8]))
-    assert left[0] == pytest.approx(uncertainty(states.problem, belief)["f"], rel=1e-6)
+    assert left[0] == pytest.approx(misclassified(states.problem, belief)["f"], rel=1e-6)
     with pytest.raises(InvalidStrategy, match="steps must be at least 2, got 1"):
         plot_convergence(states, steps=1)
     few = Result(states.problem, states.posterior, states.history[2:6])

@@ -44,7 +44,9 @@ from .errors import (
     UnknownCampaign,
     UnknownTrial,
 )
+from .forecast import Forecast, evaluated, forecast, latest, milestones, pace
 from .known import Source, answers, known, parse_cell
+from .precision import Precision, Reading, measure, misclassified, parse
 from .problem import Problem
 from .space import ParameterSpace
 from .store import Store, open_store
@@ -53,6 +55,10 @@ from .threads import one_thread
 
 #: Version of the JSON that describes problem and strategy.
 SPEC_VERSION = 1
+#: A threshold that was never crossed needs so many times the design to be believed.
+UNCROSSED = 3
+#: Beliefs of the past that a forecast looks at.
+_MILESTONES = 10
 
 
 @dataclass(frozen=True)
@@ -328,18 +334,6 @@ def _floor(value: float) -> int:
     return int(value + 1e-9)
 
 
-def uncertainty(problem: Problem, posterior: Posterior, points: int = 4096) -> dict[str, float]:
-    """Expected misclassified fraction of the allowed volume per task: the mean of min(p, 1-p), largest threshold."""
-    u = problem.space.sample(0, points, 2**31 - 1)
-    with torch.no_grad():
-        mean, variance = posterior.marginal(u)
-    out = {}
-    for i, task in enumerate(problem.tasks):
-        p = levelset.excursion_probability(mean[i][:, None], variance[i][:, None], task.levels)
-        out[task.name] = float(levelset.misclassification(p).mean(0).max())
-    return out
-
-
 @torch.no_grad()
 def improvement(problem: Problem, posterior: Posterior, data: Observations) -> dict[str, float]:
     """Largest expected improvement over the best value believed at a point seen, in units of the range of values seen.
@@ -366,8 +360,16 @@ def improvement(problem: Problem, posterior: Posterior, data: Observations) -> d
 
 
 def remaining(problem: Problem, posterior: Posterior, data: Observations) -> dict[str, float]:
-    """What is left to do per task: `uncertainty` of level sets, `improvement` of an optimum."""
-    return improvement(problem, posterior, data) if problem.sign else uncertainty(problem, posterior)
+    """What is left to do per task: `misclassified` of level sets, `improvement` of an optimum."""
+    return improvement(problem, posterior, data) if problem.sign else misclassified(problem, posterior)
+
+
+def readings(goals: Sequence[Precision], belief: Belief) -> tuple[Reading, ...]:
+    """What a belief says about each condition of a goal."""
+    problem, posterior = belief.problem, belief.posterior
+    left = remaining(problem, posterior, belief.data) if goals else {}
+    plain = ("misclassified", "improvement")
+    return tuple(Reading(g, left[g.task] if g.measure in plain else measure(g, problem, posterior)) for g in goals)
 
 
 @torch.no_grad()
@@ -417,6 +419,7 @@ class Status:
             improvement in units of the range of values seen (`improvement`). Empty while the design runs.
         crossed: task -> whether values on both sides of each threshold are known; empty for an optimum.
         notes: once the design is complete: thresholds with values on one side only, a sentence each.
+        readings: once the design is complete: what is known of each condition of the goal.
         best: where an optimum is sought: the trial with the best value.
     """
 
@@ -426,6 +429,12 @@ class Status:
     crossed: Mapping[str, bool]
     notes: tuple[str, ...] = ()
     best: Trial | None = None
+    readings: tuple[Reading, ...] = ()
+
+    @property
+    def reached(self) -> bool:
+        """Whether there is a goal and all of its conditions hold."""
+        return bool(self.readings) and all(r.reached for r in self.readings)
 
     @property
     def measure(self) -> str:
@@ -754,9 +763,53 @@ class Campaign:
         with one_thread(len(trials)):
             return believe(self.problem, self.strategy.surrogate, trials)
 
-    def status(self) -> Status:
-        """Counts, what is left to do, and whether the thresholds are crossed or which value is best."""
-        problem, trials = self.problem, self.trials
+    def goals(self, goal: Any = None) -> tuple[Precision, ...]:
+        """The conditions that a goal means, see `precision.parse`; None means the one kept with the description.
+
+        Raises:
+            InvalidStrategy: a goal that makes no sense.
+        """
+        kept = (self.extra.get("run") or {}).get("goal") if goal is None else goal
+        return parse(kept, self.problem, f"campaign {self.name!r}")
+
+    def forecast(self, goal: Any = None) -> Forecast | None:
+        """How many more evaluations the goal may need, from beliefs at some moments of the past; None without a goal.
+
+        It fits the surrogate anew for each of these moments, which takes some times as long as an ask.
+
+        Args:
+            goal: see `goals`.
+
+        Raises:
+            InvalidStrategy: a goal that makes no sense.
+        """
+        goals, trials = self.goals(goal), self.trials
+        if not goals:
+            return None
+        done = sorted((t for t in trials if t.told is not None), key=lambda t: t.told or 0)
+        design = max(2, self.strategy.design(self.problem.space.dim))
+        useful = [k + 1 for k, t in enumerate(done) if t.state in INFORMATIVE]
+        curves: list[list[tuple[int, float]]] = [[] for _ in goals]
+        with one_thread(len(trials)):
+            for k in milestones(design, len(useful), _MILESTONES):
+                past = done[: useful[k - 1]]
+                found = readings(goals, believe(self.problem, self.strategy.surrogate, past))
+                for curve, reading in zip(curves, found):
+                    if not curve or evaluated(past) > curve[-1][0]:
+                        curve.append((evaluated(past), reading.value))
+        return latest(forecast(curve, g.limit, pace(trials)) for curve, g in zip(curves, goals))
+
+    def status(self, goal: Any = None) -> Status:
+        """Counts, what is left to do, and whether the thresholds are crossed or which value is best.
+
+        Args:
+            goal: see `goals`; what is known of its conditions is in `Status.readings`.
+
+        Raises:
+            InvalidStrategy: a goal that makes no sense.
+        """
+        problem, trials, goals = self.problem, self.trials, self.goals(goal)
+        read: tuple[Reading, ...] = ()
         counts: dict[str, int] = {}
         for t in trials:
             counts[t.state] = counts.get(t.state, 0) + 1
@@ -767,13 +820,14 @@ class Campaign:
                 belief = believe(problem, self.strategy.surrogate, trials)
                 left = remaining(belief.problem, belief.posterior, belief.data)
                 notes = one_sided(belief.problem, belief.posterior, belief.data)
+                read = readings(goals, belief)
         if problem.sign:
-            return Status(self.name, counts, left, {}, notes, best_trial(problem, trials))
+            return Status(self.name, counts, left, {}, notes, best_trial(problem, trials), read)
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))
         seen = observations(plain, trials)
         sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
-        return Status(self.name, counts, left, crossed, notes)
+        return Status(self.name, counts, left, crossed, notes, None, read)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,12 @@ SpecArgument = Annotated[
 ]
 Budget = Annotated[int | None, typer.Option(help="Evaluations in all, earlier ones included.")]
 Workers = Annotated[int | None, typer.Option(help="Evaluations at the same time.")]
+Goal = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="When it is known well enough: 0.01, '1 % ambiguous', 'observed within 10 GeV of m_chi'; may be repeated.",
+    ),
+]
 Progress = Annotated[bool, typer.Option(help="Show live figures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -84,7 +90,9 @@ def _main(
 
 
 @app.command("run")
-def run_spec(spec: SpecArgument, budget: Budget = None, workers: Workers = None, progress: Progress = True) -> None:
+def run_spec(
+    spec: SpecArgument, budget: Budget = None, workers: Workers = None, goal: Goal = None, progress: Progress = True
+) -> None:
     """Run the campaign that a YAML file describes, or go on with it.
 
     The campaign is created in its store if it is not there. If it is, it goes on where it stopped, provided that
@@ -96,7 +104,8 @@ def run_spec(spec: SpecArgument, budget: Budget = None, workers: Workers = None,
 
         found = load(spec)
         campaign = begin(found)
-        report = go_on(campaign, found.evaluator, found.run, budget=budget, workers=workers, progress=progress)
+        options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
+        report = go_on(campaign, found.evaluator, found.run, **options, progress=progress)
         typer.echo(ended(report, found.store))
 
 
@@ -116,6 +125,7 @@ def resume(
     name: NameArgument = None,
     budget: Budget = None,
     workers: Workers = None,
+    goal: Goal = None,
     progress: Progress = True,
 ) -> None:
     """Go on with a campaign from its store alone; the YAML file is not needed.
@@ -126,7 +136,8 @@ def resume(
         from .report.tables import ended
         from .spec import resume as go_on
 
-        typer.echo(ended(go_on(store, name, budget=budget, workers=workers, progress=progress), store))
+        options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
+        typer.echo(ended(go_on(store, name, **options, progress=progress), store))
 
 
 @app.command("list")
@@ -140,13 +151,13 @@ def list_campaigns(store: StoreArgument) -> None:
 
 
 @app.command()
-def status(store: StoreArgument, name: NameArgument = None, as_json: AsJson = False) -> None:
-    """Show how a campaign stands, also while it runs."""
+def status(store: StoreArgument, name: NameArgument = None, goal: Goal = None, as_json: AsJson = False) -> None:
+    """Show how a campaign stands, also while it runs, and how many more points its goal may need."""
     with _reported():
         from .campaign import Campaign
         from .report.tables import standing, standing_lines, strict_json
 
-        found = standing(Campaign.open(store, name))
+        found = standing(Campaign.open(store, name), goal or None)
         typer.echo(strict_json(found) if as_json else "\n".join(standing_lines(found)))
 
 

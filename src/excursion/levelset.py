@@ -160,6 +160,26 @@ def _owen_t(h: Tensor, a: Tensor) -> Tensor:
     return total.mul_(end.sqrt_())
 
 
+def disagreement(u: Tensor, v: Tensor, correlation: Tensor) -> Tensor:
+    """P(U and V lie on different sides of 0) for normals with means u, v, variances 1 and this correlation.
+
+    With a_u = (v - c u)/(u sqrt(1 - c^2)) it is 2 T(u, a_u) + 2 T(v, a_v), plus 1 where u v < 0: what is left of
+    Phi(u) + Phi(v) - 2 Phi_2(u, v; c).
+
+    References:
+        Owen (1956), eq. 3.1.
+    """
+    c = correlation.clamp(-1.0, 1.0)
+    # At zero the two terms are taken at their limits.
+    u, v = (torch.where(x.abs() < 1e-150, torch.full_like(x, 1e-150), x) for x in (u, v))
+    root = ((1 - c) * (1 + c)).clamp_min(1e-30).sqrt()
+    total = (u.sign() * v.sign() < 0).to(u.dtype)
+    for near, far in ((u, v), (v, u)):
+        a = (far - c * near) / root / near
+        total = total + 2 * a.sign() * owen_t(near, a.abs())
+    return total.clamp(0.0, 1.0)
+
+
 def expected_misclassification(u: Tensor, r: Tensor) -> Tensor:
     """E[min(p+, 1 - p+)] = 2 T(u, sqrt(r/(1-r))): the misclassification expected after one more look.
 

@@ -404,7 +404,7 @@ def find_level_set(
     design_size: int | None = None,
     constraints: Sequence[Any] = (),
     transform: str = "auto",
-    goal: float | None = None,
+    goal: Any = None,
     strategy: Strategy | None = None,
     store: Store | str = "memory://",
     name: str = "level set",
@@ -430,7 +430,8 @@ def find_level_set(
         design_size: space-filling evaluations before the criterion takes over; by default 4 + 2 d.
         constraints: expressions in the parameters' names, such as "m_slepton - m_chi > 20"; added to the space's.
         transform: "auto", "identity", "log", "asinh" or "log-tanh"; see `Transform`.
-        goal: stop early when the expected misclassified fraction of the volume stays at or below this.
+        goal: stop early when this stays reached: a number, the expected misclassified fraction of the volume, or a text
+            such as "1 % ambiguous" or "within 10 GeV of m_chi", or several; see `run`.
         strategy: everything else; ``seed`` and ``design_size`` replace its own.
         store: where to keep the trials, "memory://", a file or a database URL. An existing campaign of the same name
             goes on.

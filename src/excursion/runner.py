@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ import rich.console
 import rich.live
 import rich.table
 
-from .campaign import Campaign, Status
+from .campaign import UNCROSSED, Campaign, Status
 from .data import FINISHED, INFORMATIVE, Job, Outcome, Trial
 from .errors import (
     ExcursionError,
@@ -32,6 +32,8 @@ from .errors import (
 )
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
+from .forecast import Forecast, forecast, latest
+from .precision import Precision, parse
 
 #: A trial that was in flight when this many worker pools broke, alone the last time, is recorded as failed.
 _BREAKS = 2
@@ -68,7 +70,7 @@ def run(
     batch: int = 1,
     executor: Executor | None = None,
     workers: int | None = None,
-    goal: float | None = None,
+    goal: Any = None,
     progress: bool = True,
 ) -> Report:
     """Run a campaign until its budget is spent or its goal is reached.
@@ -86,9 +88,11 @@ def run(
         executor: any `concurrent.futures.Executor`; it is not shut down. The default is a pool of processes that
             survives the death of a worker (loky), or this process itself if ``workers`` is 1.
         workers: evaluations at the same time; the default is the executor's number, or the lesser of batch and cores.
-        goal: stop when the expected misclassified fraction of every task has been at most this at two asks in a row;
-            for an optimum, the largest expected improvement in units of the range of values seen.
-        progress: show evaluations, failures, expected misclassified fraction, time per point and time left.
+        goal: stop when this has been reached at two asks in a row: a number, the expected misclassified fraction of
+            every task (for an optimum, the largest expected improvement in units of the range of values seen), or a
+            text such as "1 % ambiguous" or "observed within 10 GeV of m_chi", or several; see `precision.parse`.
+        progress: show evaluations, failures, what is known, time per point and time left; with a goal also how many
+            more evaluations it may need.
 
     Returns:
         Why and after how much it stopped.
@@ -97,20 +101,21 @@ def run(
         InvalidStrategy: a budget, batch, goal or number of workers that makes no sense.
         KeyboardInterrupt: after the trials in flight have been queued again; run again to go on.
     """
-    _check_settings(campaign, budget, batch, workers, goal)
+    _check_settings(campaign, budget, batch, workers)
+    watch = _Watch(campaign, parse(goal, campaign.problem, f"run of campaign {campaign.name!r}"))
     if workers is None:
         known = getattr(executor, "_max_workers", None) if executor is not None else min(batch, os.cpu_count() or 1)
         workers = known if isinstance(known, int) else os.cpu_count() or 1
     store, name, owner = campaign.store, campaign.name, _owner()
     _release_dead(campaign)
     started, evaluations, failed = time.monotonic(), 0, 0
-    below, exhausted, reason, last_error = 0, False, "", ""
+    exhausted, reason, last_error = False, "", ""
     breaks: dict[int, int] = {}
 
     with contextlib.ExitStack() as stack:
         pool = _Pool(evaluator, executor, workers)
         stack.callback(pool.close)
-        display = stack.enter_context(_display(campaign, budget) if progress else contextlib.nullcontext())
+        display = stack.enter_context(_display(campaign, budget, watch) if progress else contextlib.nullcontext())
         running: dict[Future, Trial] = {}
         suspects: list[Trial] = []  # in flight when a pool broke; evaluated alone, so that only the guilty one fails
 
@@ -131,9 +136,8 @@ def run(
                     if campaign.problem.affordable(budget - campaign.problem.spent(trials)) < 1:
                         reason = "budget"
                     else:
-                        if goal is not None and evaluations:
-                            below = below + 1 if _reached(campaign, trials, goal) else 0
-                            reason = "goal" if below >= 2 else ""
+                        if evaluations and watch.reached(trials):
+                            reason = "goal"
                         if not reason:
                             try:
                                 if not campaign.ask(batch, limit=budget):
@@ -173,14 +177,15 @@ def run(
                 future.cancel()
             if store.release(name, owner=owner):
                 pool.kill()
-    return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, campaign.status(), last_error)
+    status = campaign.status(watch.goals)
+    return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, status, last_error)
 
 
 def _job(trial: Trial) -> Job:
     return Job(dict(trial.x), trial.number, trial.seed, trial.fidelity, trial.events)
 
 
-def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | None, goal: float | None) -> None:
+def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | None) -> None:
     where = f"run of campaign {campaign.name!r}"
     if not _positive(budget):
         raise InvalidStrategy(f"{where}: the budget must be a positive number of evaluations, got {budget!r}")
@@ -188,21 +193,38 @@ def _check_settings(campaign: Campaign, budget: int, batch: int, workers: int | 
         raise InvalidStrategy(f"{where}: the batch must be a positive number of points, got {batch!r}")
     if workers is not None and not _positive(workers):
         raise InvalidStrategy(f"{where}: the number of workers must be positive, got {workers!r}")
-    if goal is not None and not (isinstance(goal, float | int) and 0 < goal < 0.5):
-        raise InvalidStrategy(f"{where}: the goal is a fraction between 0 and 0.5, got {goal!r}")
 
 
 def _positive(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def _reached(campaign: Campaign, trials: list[Trial], goal: float) -> bool:
-    """Whether the goal holds now; a threshold that was never crossed needs three times the design to be believed."""
-    known = sum(t.state in INFORMATIVE for t in trials)
-    status = campaign.status()
-    patience = 1 if all(status.crossed.values()) else 3
-    enough = known >= patience * campaign.strategy.design(campaign.problem.space.dim)
-    return enough and max(status.uncertainty.values(), default=math.inf) <= goal
+class _Watch:
+    """Whether the goal has been reached, and how its measures have come down during this run."""
+
+    def __init__(self, campaign: Campaign, goals: tuple[Precision, ...]) -> None:
+        self.goals, self._campaign, self._below = goals, campaign, 0
+        self._curves: list[list[tuple[int, float]]] = [[] for _ in goals]
+
+    def reached(self, trials: Sequence[Trial]) -> bool:
+        """Whether the goal holds at two asks in a row, this being one; see `holds`."""
+        if not self.goals:
+            return False
+        status = self._campaign.status(self.goals)
+        for curve, reading in zip(self._curves, status.readings):
+            curve.append((evaluated(trials), reading.value))
+        patience = 1 if all(status.crossed.values()) else UNCROSSED
+        enough = sum(t.state in INFORMATIVE for t in trials) >= patience * self._campaign.strategy.design(
+            self._campaign.problem.space.dim
+        )
+        self._below = self._below + 1 if enough and status.reached else 0
+        return self._below >= 2
+
+    def forecast(self) -> Forecast | None:
+        """How many more evaluations the goal may need, from the asks of this run; None without a goal."""
+        if not self.goals:
+            return None
+        return latest(forecast(curve, goal.limit) for curve, goal in zip(self._curves, self.goals))
 
 
 def _owner() -> str:
@@ -319,8 +341,8 @@ class _Pool:
 class _Display:
     """Live figures of a run: one line on a terminal, a line every now and then elsewhere."""
 
-    def __init__(self, campaign: Campaign, budget: int, live: rich.live.Live | None) -> None:
-        self._campaign, self._budget, self._live = campaign, budget, live
+    def __init__(self, campaign: Campaign, budget: int, watch: _Watch, live: rich.live.Live | None) -> None:
+        self._campaign, self._budget, self._watch, self._live = campaign, budget, watch, live
         self._start = self._said = time.monotonic()
         self._known, self._left = -1, "?"
         self._before = sum(t.state in FINISHED for t in campaign.trials)
@@ -332,9 +354,13 @@ class _Display:
             return
         if evaluations != self._known:
             self._known = evaluations
-            status = self._campaign.status()
+            status = self._campaign.status(self._watch.goals)
             left = status.uncertainty
             self._left = f"{status.measure} " + (f"{100 * max(left.values()):.2f} %" if left else "(design)")
+            if status.readings:
+                self._left = "; ".join(str(r) for r in status.readings)
+            if (found := self._watch.forecast()) is not None:
+                self._left += f" | {found}"
         seconds = (now - self._start) / evaluations if evaluations else math.nan
         done = self._before + evaluations
         eta = (self._budget - done) * seconds
@@ -358,10 +384,10 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _display(campaign: Campaign, budget: int) -> Iterator[_Display]:
+def _display(campaign: Campaign, budget: int, watch: _Watch) -> Iterator[_Display]:
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:
-        yield _Display(campaign, budget, None)
+        yield _Display(campaign, budget, watch, None)
         return
     with rich.live.Live(console=console, refresh_per_second=4) as live:
-        yield _Display(campaign, budget, live)
+        yield _Display(campaign, budget, watch, live)

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
+from . import precision
 from .acquisition import CRITERIA, Search
 from .campaign import Campaign, Strategy
 from .data import Outcome, Trial
@@ -285,7 +286,7 @@ class _Run(pydantic.BaseModel):
     budget: _Count | None = None
     batch: _Count = 1
     workers: _Count | None = None
-    goal: Annotated[float, pydantic.Field(gt=0, lt=0.5)] | None = None
+    goal: Any = None
 
 
 _EVALUATORS: dict[str, type[pydantic.BaseModel]] = {"command": _Command, "python": _Python, "example": _Example}
@@ -397,6 +398,8 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
     if settings is not None:
         settings = _evaluator(document, settings, problem, path.parent)
     running = _given(document, _Run, top.get("run", {}), ("run",))
+    with document.at(("run", "goal")):
+        precision.parse(running.get("goal"), problem, "run")
     store = top.get("store") or f"{path.stem}.db"
     if store == "memory://":
         raise document.invalid(("store",), "the store must outlive the command", store, "Name a file, such as scan.db")
@@ -608,6 +611,7 @@ def go_on(
     *,
     budget: int | None = None,
     workers: int | None = None,
+    goal: Any = None,
     progress: bool = True,
 ) -> Report:
     """Run a campaign with the settings of its spec.
@@ -616,7 +620,7 @@ def go_on(
         campaign: begun by a spec.
         settings: of the evaluator; those kept in the store by default.
         running: budget, batch, workers, goal; those kept in the store by default.
-        budget, workers: replace those of `running`.
+        budget, workers, goal: replace those of `running`.
         progress: see `run`.
 
     Raises:
@@ -625,7 +629,7 @@ def go_on(
     extra = campaign.extra
     settings = settings or extra.get("evaluator")
     running = dict(extra.get("run") or {} if running is None else running)
-    running |= {k: v for k, v in (("budget", budget), ("workers", workers)) if v is not None}
+    running |= {k: v for k, v in (("budget", budget), ("workers", workers), ("goal", goal)) if v is not None}
     where = f"campaign {campaign.name!r}"
     if settings is None:
         raise InvalidSpec(

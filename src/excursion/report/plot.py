@@ -26,10 +26,10 @@ import torch
 
 from .. import levelset
 from ..belief import believe
-from ..campaign import uncertainty
 from ..contours import Slice, trace
 from ..data import INFORMATIVE, Trial
 from ..errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, StoreError
+from ..precision import misclassified
 from ..problem import Task
 from ..result import Optimum, Result
 from ..shadow import Replay
@@ -607,7 +607,7 @@ def plot_convergence(
     left: dict[str, list[float]] = {name: [] for name in result.problem.task_names}
     for k in ks:
         belief = believe(result.problem, recipe, done[: useful[k - 1]])
-        for name, value in uncertainty(result.problem, belief.posterior).items():
+        for name, value in misclassified(result.problem, belief.posterior).items():
             left[name].append(max(value, 1e-9))  # less is none, and none has no place on a log scale
     with draw.canvas(ax, style) as ax:
         from matplotlib.ticker import MaxNLocator

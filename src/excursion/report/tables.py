@@ -16,6 +16,8 @@ from ..campaign import Campaign, Status
 from ..contours import Contour
 from ..data import FINISHED, Trial
 from ..errors import InvalidPoint, InvalidProblem, StoreError
+from ..forecast import Forecast
+from ..precision import Precision
 from ..problem import Problem
 from ..result import Result, table
 from ..runner import Report
@@ -193,8 +195,12 @@ def sets_json(found: Sequence[SetSummary]) -> str:
 # ------------------------------------------------------------------------------------------- standing
 
 
-def standing(campaign: Campaign) -> dict[str, Any]:
+def standing(campaign: Campaign, goal: Any = None) -> dict[str, Any]:
     """How a campaign stands.
+
+    Args:
+        campaign: whose.
+        goal: see `Campaign.goals`; by default the one kept with its description.
 
     Returns:
         "counts" (state -> trials), "expected_misclassified" (task -> fraction of the allowed volume, None while the
@@ -202,9 +208,13 @@ def standing(campaign: Campaign) -> dict[str, Any]:
         values on one side only), "seconds_per_point" (mean from claim to outcome, None if nothing was evaluated),
         "failures" (the last three, latest first), "budget" (or None). For an optimum, instead of the second and the
         third: "goal" ("minimum" or "maximum"), "expected_improvement" (task -> the largest, in units of the range of
-        values seen) and "best" (number, parameters and value of the best trial, or None).
+        values seen) and "best" (number, parameters and value of the best trial, or None). With a goal also "goals" (for
+        each condition: text, measure, task, parameter, unit, credibility, limit, and value and reached, None while the
+        design runs) and "forecast" (more, sd, low, high, seconds, reason; see `Forecast`).
     """
-    status, trials = campaign.status(), campaign.trials
+    goals = campaign.goals(goal)
+    status, trials = campaign.status(goals), campaign.trials
+    ahead = campaign.forecast(goals) if status.readings and not status.reached else None
     left = {t: status.uncertainty.get(t) for t in campaign.problem.task_names}
     seconds = [t.finished - t.started for t in trials if t.finished is not None and t.started is not None]
     failed = [t for t in trials if t.outcome is not None and t.outcome.error is not None]
@@ -215,12 +225,22 @@ def standing(campaign: Campaign) -> dict[str, Any]:
         "finished": sum(t.state in FINISHED for t in trials),
         "budget": (campaign.extra.get("run") or {}).get("budget"),
         **(_optimum(campaign.problem, status, left) if campaign.problem.sign else _level_set(status, left)),
+        **({"goals": _conditions(goals, status), "forecast": ahead and asdict(ahead)} if goals else {}),
         "notes": list(status.notes),
         "seconds_per_point": sum(seconds) / len(seconds) if seconds else None,
         "failures": [
             {"number": t.number, "state": t.state, "reason": t.outcome.error} for t in failed[:3] if t.outcome
         ],
     }
+
+
+def _conditions(goals: Sequence[Precision], status: Status) -> list[dict[str, Any]]:
+    known = {reading.goal: reading for reading in status.readings}
+    return [
+        {"text": str(known.get(g, g)), **asdict(g)}
+        | {"value": known[g].value if g in known else None, "reached": known[g].reached if g in known else None}
+        for g in goals
+    ]
 
 
 def _level_set(status: Status, left: Mapping[str, float | None]) -> dict[str, Any]:
@@ -248,6 +268,11 @@ def standing_lines(found: Mapping[str, Any]) -> list[str]:
             point = ", ".join(f"{name}={value:g}" for name, value in best["x"].items())
             lines.append(f"  {task}: best value {best['value']:g} in trial {best['number']} at {point}")
         lines.append(f"  {task}: expected improvement {_share(left, 'the range of values seen') or unknown}")
+    for condition in found.get("goals", ()):
+        state = {True: "reached", False: "not reached", None: "not known before the design is complete"}
+        lines.append(f"  goal {condition['text']}: {state[condition['reached']]}")
+    if found.get("forecast"):
+        lines.append(f"  {Forecast(**found['forecast'])}")
     lines += [f"  {note}" for note in found["notes"]]
     if found["seconds_per_point"] is not None:
         lines.append(f"  {found['seconds_per_point']:.2f} s per point")
@@ -274,12 +299,13 @@ def ended(report: Report, store: str) -> str:
         "exhausted": "no point is left in the quantised space",
     }[report.reason]
     left = ", ".join(f"{task} {100 * value:.2f} %" for task, value in report.status.uncertainty.items())
+    goals = "".join(f"; {r}" for r in report.status.readings if r.goal.measure in ("ambiguous", "width"))
     notes = "".join(f"; {note}" for note in report.status.notes)
     last = f" (the last one: {' '.join(report.last_error.split())[:300]})" if report.last_error else ""
     return (
         f"{report.status.name}: {why}; {report.evaluations} evaluations in {report.seconds:.1f} s, "
         f"{report.failed} failed{last}, {report.status.finished} finished in all; "
-        f"{report.status.measure}: {left or 'not known before the design is complete'}{notes}; store {store}"
+        f"{report.status.measure}: {left or 'not known before the design is complete'}{goals}{notes}; store {store}"
     )
 
 

@@ -20,6 +20,7 @@ import torch
 
 from excursion.belief import believe
 from excursion.campaign import Campaign, Strategy
+from excursion.forecast import forecast, milestones
 from excursion.precision import ambiguous, misclassified, width
 from excursion.problem import Problem, Task
 
@@ -89,6 +90,46 @@ def crossed(sides: np.ndarray, allowed: np.ndarray, at: np.ndarray) -> np.ndarra
     return (at[here] + at[here + 1]) / 2
 
 
+#: Measure -> goals that are judged; widths in units of the range.
+GOALS = {
+    "misclassified": (0.02, 0.01, 0.005),
+    "ambiguous": (0.05, 0.02, 0.01),
+    "width_0": (0.05, 0.02),
+    "width_1": (0.05, 0.02),
+}
+
+
+def judge(found: dict[str, list[dict[str, Any]]], steps: int = 10) -> None:
+    """Print how often forecasts held, and which part of the contour was within the width where a goal was reached."""
+    made, total, kept_at_goal = [], 0, []
+    for rows in found.values():
+        n = [r["n"] for r in rows]
+        for name, limits in GOALS.items():
+            values = [r[name] for r in rows]
+            for limit in limits:
+                ends = [i for i in range(1, len(n)) if max(values[i - 1 : i + 1]) <= limit]
+                if not ends:
+                    continue
+                if name.startswith("width"):
+                    kept_at_goal.append(rows[ends[0]][f"kept_{name[-1]}"])
+                for i in range(4, ends[0] - 1, 3):
+                    past = [n.index(k) for k in milestones(n[0], n[i], steps)]
+                    ahead = forecast([(n[j], values[j]) for j in past], limit)
+                    total += 1
+                    if ahead.more:
+                        made.append((n[ends[0]] - n[i], ahead))
+    print(f"forecasts made: {len(made)} of {total}")
+    print(f"truth within 2 sd: {np.mean([abs(t - f.more) <= 2 * f.sd for t, f in made]):.3f}")
+    print(f"truth within the 95 % interval: {np.mean([f.low <= t <= f.high for t, f in made]):.3f}")
+    print(f"truth / forecast: median {np.median([t / f.more for t, f in made]):.2f}")
+    print(f"sd / forecast: median {np.median([f.sd / f.more for _, f in made]):.2f}")
+    good = np.array(kept_at_goal)
+    print(
+        f"true contour within the width where the goal was reached: mean {good.mean():.3f}, least {good.min():.3f}, "
+        f"at least .90 in {np.mean(good >= 0.9):.2f} of {len(good)}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", default="fast_2D,branin,bichon,plateau,kinematic_step,two_islands,fast_3D")
@@ -104,6 +145,7 @@ def main() -> None:
                 found[key] = record(PROBLEMS[name], seed)
                 given.out.write_text(json.dumps(found))
                 print(key, found[key][-1], flush=True)
+    judge(found)
 
 
 if __name__ == "__main__":

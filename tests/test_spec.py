@@ -234,7 +234,7 @@ BAD = [
     ("  search: {batch: all}\nrun:", "run:", 17, "strategy.search.batch: must be 'joint', 'believer', 'poisson-disc'"),
     ("budget: 0", "budget: 60", 17, "run.budget: must be greater than or equal to 1, got 0"),
     ("budget: 6e1", "budget: 60", 17, "run.budget: must be a whole number, got 60.0"),
-    ("goal: 2", "budget: 60", 17, "run.goal: must be less than 0.5, got 2"),
+    ("goal: 2", "budget: 60", 17, "run.goal: run: the goal is a fraction between 0 and 0.5, got 2"),
     ("rum:", "run:", 17, "rum: this key is not known, got 'rum'. Did you mean 'run'?"),
     ("zzz: 1\nrun:", "run:", 17, "Known are name, store, goal, parameters, constraints, tasks, fidelities, evalu"),
     ("memory://", "scan.db", 2, "store: the store must outlive the command"),

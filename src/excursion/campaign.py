@@ -795,8 +795,7 @@ class Campaign:
                 past = done[: useful[k - 1]]
                 found = readings(goals, believe(self.problem, self.strategy.surrogate, past))
                 for curve, reading in zip(curves, found):
-                    if not curve or evaluated(past) > curve[-1][0]:
-                        curve.append((evaluated(past), reading.value))
+                    curve.append((evaluated(past), reading.value))
         return latest(forecast(curve, g.limit, pace(trials)) for curve, g in zip(curves, goals))
 
     def status(self, goal: Any = None) -> Status:

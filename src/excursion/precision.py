@@ -186,7 +186,8 @@ def _read(text: str, problem: Problem, where: str) -> list[Precision]:
     credibility = float(given["at"]) / 100 if given["at"] else 0.95
     if "measure" in given:
         value = value / 100 if given["percent"] else value
-        return [Precision(given["measure"], value, task, credibility=credibility) for task in tasks]
+        kind: Measure = "ambiguous" if given["measure"] == "ambiguous" else "misclassified"
+        return [Precision(kind, value, task, credibility=credibility) for task in tasks]
     relative = given["unit"] == "%"
     names = re.split(r"\s*(?:,|\band\b)\s*", given["names"])
     return [
@@ -378,7 +379,8 @@ class _Scores:
             spread = [v.variance[self.task].clamp_min(levelset.TINY).sqrt() for v in (one, two)]
             correlation = one.covariance(two)[self.task].diagonal() / spread[0] / spread[1]
             scores = [(v.mean[self.task] - self.level) / s for v, s in zip((one, two), spread)]
-            out.append(levelset.disagreement(*(u.clamp(-_SURE, _SURE) for u in scores), correlation))
+            here, there = (u.clamp(-_SURE, _SURE) for u in scores)
+            out.append(levelset.disagreement(here, there, correlation))
         return torch.cat(out) if out else left
 
 

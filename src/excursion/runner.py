@@ -32,7 +32,7 @@ from .errors import (
 )
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
-from .forecast import Forecast, forecast, latest
+from .forecast import Forecast, evaluated, forecast, latest
 from .precision import Precision, parse
 
 #: A trial that was in flight when this many worker pools broke, alone the last time, is recorded as failed.
@@ -207,7 +207,10 @@ class _Watch:
         self._curves: list[list[tuple[int, float]]] = [[] for _ in goals]
 
     def reached(self, trials: Sequence[Trial]) -> bool:
-        """Whether the goal holds at two asks in a row, this being one; see `holds`."""
+        """Whether the goal holds at two asks in a row, this being one.
+
+        A threshold that was never crossed needs `UNCROSSED` times the design to be believed.
+        """
         if not self.goals:
             return False
         status = self._campaign.status(self.goals)

@@ -32,7 +32,7 @@ from excursion.runner import run
 from excursion.space import Parameter, ParameterSpace
 
 SPACE = ParameterSpace(
-    (Parameter("m", 100, 500, unit="GeV"), Parameter("g", 0.01, 1.0, "log")), ("m * g < 450", "g < 0.95")
+    (Parameter("m", 100, 500, unit="GeV"), Parameter("g", 0.01, 1.0, "log")), ("m * g < 450", "g < 0.95", "m < 498")
 )
 TASKS = (Task("observed", 1.0, unit="pb"), Task("expected", 1.0))
 FIDELITIES = (Fidelity("paper", None, ("m",)), Fidelity("fast", 1.0, events=(10, 100)), Fidelity("full", 10.0))
@@ -327,9 +327,11 @@ def test_a_table_told_twice_adds_nothing() -> None:
 
 def test_a_fidelity_that_depends_on_some_parameters_needs_only_these() -> None:
     c = campaign()
-    told = c.warm_start([{"m": 480.0, "observed": 1.0}, {"m": 501.0, "observed": 1.0}], "paper")
-    assert told == WarmStart(1, outside=1, missing=("expected",))
-    assert str(told) == "1 rows used; left out: 1 outside the space; no column for expected"
+    told = c.warm_start(
+        [{"m": 480.0, "observed": 1.0}, {"m": 501.0, "observed": 1.0}, {"m": 499.0, "observed": 1.0}], "paper"
+    )  # the last one is forbidden
+    assert told == WarmStart(1, outside=2, missing=("expected",))
+    assert str(told) == "1 rows used; left out: 2 outside the space; no column for expected"
     (trial,) = c.trials
     assert trial.x == {"m": 480.0, "g": pytest.approx(0.1)}  # the middle of a log scale
     # A column of a parameter that the fidelity does not depend on is not looked at.
@@ -410,6 +412,8 @@ def test_what_is_left_pays_for_so_many() -> None:
     assert PLAIN.affordable(2.0) == 2
     assert PLAIN.affordable(0.999) == 0
     assert PROBLEM.affordable(1.0) == 10  # one full evaluation pays for ten fast ones; the paper is not for sale
+    by_events = replace(PROBLEM, fidelities=(Fidelity("full", 1.0, events=(1, 9), event_cost=1.0),))
+    assert by_events.affordable(1.0) == 5  # one event costs 2, the most 10
     mixed = [Proposal({}, 0, fidelity=name) for name in ("fast", "full", "fast")]
     assert [len(PROBLEM.within(mixed, left)) for left in (0.05, 0.1, 1.0, 1.1, 1.2, 9.0)] == [0, 1, 1, 2, 3, 3]
 
@@ -457,6 +461,13 @@ def test_a_bound_on_the_wrong_side_is_refused() -> None:
     c.tell(fast.number, Outcome.of({"expected": 1.0}, Censored("observed", above=10.0)))
     c.tell(noisy.number, Outcome.of({"observed": 2.5}, Censored("expected", above=10.0)))
     assert c.tell(again.number, Outcome.of({"expected": None}, Censored("observed", above=2.0))).state == "censored"
+
+
+def test_bounds_do_not_contradict_each_other() -> None:
+    c, point = campaign(PLAIN), {"m": 200.0, "g": 0.1}
+    first, second = c.add([point, point])
+    c.tell(first.number, Outcome.of({"expected": 1.0}, Censored("observed", above=5.0)))
+    assert c.tell(second.number, Outcome.of({"expected": 1.0}, Censored("observed", above=10.0))).state == "censored"
 
 
 def test_a_bound_may_differ_by_five_standard_deviations() -> None:

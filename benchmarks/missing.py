@@ -1,11 +1,13 @@
 """A missing observed limit, from the expected ones of the same point: leave-one-out errors with and without them.
 
-Run: OMP_NUM_THREADS=1 python -m benchmarks.missing [--data DIR] [--every 1] [--out FILE]
+Run: OMP_NUM_THREADS=1 python -m benchmarks.missing [--data DIR] [--every 1] [--recipe JSON ...] [--out FILE]
 
 The 42 limits on mu of the ATLAS mono-s(bb) reinterpretation (ATL-PHYS-PUB-2019-032): m_Z' and m_s at one dark-matter
 mass, an observed limit and five expected ones (median, 1 and 2 sigma) at each point. Of one point after the other the
 observed limit is left out; its expected limits stay. The error is that of ln(limit). One task: the observed limits
 alone. The table is looked for in DIR, in $EXCURSION_DATA and in ../shared/data.
+
+Any other recipe sees all six with --recipe '{"type": "MultiTask", "rank": 1}'.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from excursion.surrogate import GaussianProcess, MultiTask, Observations, Surrogate
+from excursion.surrogate import RECIPES, GaussianProcess, MultiTask, Observations, Surrogate
 
 #: Columns of the table: the task that is left out, and the others.
 OBSERVED, EXPECTED = "obs", ("exp_p2", "exp_p1", "exp", "exp_m1", "exp_m2")
-#: All tasks by each of these; and the observed limit alone by the packages's own process.
-RECIPES: Mapping[str, Surrogate] = {
+#: All tasks by each of these; and the observed limit alone by the package's own process.
+TOGETHER: Mapping[str, Surrogate] = {
     "MultiTask": MultiTask(),
     "MultiTask, RBF, linear mean": MultiTask(kernel="rbf", mean="linear"),
 }
@@ -104,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--every", type=int, default=1, help="leave out every so many rows only")
+    parser.add_argument("--recipe", type=json.loads, action="append", default=[], help="settings of one more")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     file = table(args.data)
@@ -113,8 +116,9 @@ def main() -> None:
     u, z = limits(file)
     rows = range(0, len(u), args.every)
     results = {}
+    more = {json.dumps(r): RECIPES[r["type"]](**{k: v for k, v in r.items() if k != "type"}) for r in args.recipe}
     print(f"{'ln(observed limit), left out':44} {'RMS':>7} {'mean |.|':>9} {'largest':>8} {'pull^2':>7} {'s a fit':>8}")
-    for tasks, recipes in ((slice(0, 1), SINGLE), (slice(None), RECIPES)):
+    for tasks, recipes in ((slice(0, 1), SINGLE), (slice(None), {**TOGETHER, **more})):
         for name, recipe in recipes.items():
             label = f"{name}, {'observed alone' if tasks.stop else 'all six'}"
             found = left_out(recipe, u, z[:, tasks], rows)

@@ -88,6 +88,37 @@ def test_evidence_and_mean_agree_with_integration_to_a_hundredth(bounds, exact, 
         assert (np.abs(got - mean) < 0.01 * np.maximum(1.0, np.abs(mean))).all()
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("sd", [0.01, 0.3])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_belief_of_a_fit_agrees_with_integration(count, sd, sign):
+    """Under the hyperparameters that were fitted: the mean at all points, to 1 % of the prior's standard deviation."""
+    u = torch.quasirandom.SobolEngine(2, scramble=True, seed=2).draw(10, dtype=torch.float64)
+    f = torch.sin(4 * u[:, 0]) + u[:, 1] + sd * tensor(np.random.default_rng(1).standard_normal(10))
+    side = torch.zeros(10, dtype=torch.float64)
+    side[(sign * f).topk(count).indices] = sign
+    z = torch.where(side != 0, f - sign * 0.3, f)
+    variance = torch.full_like(z, sd**2)
+    data = Observations(u, z[:, None], variance[:, None], side[:, None])
+    at = u + tensor([0.05, -0.05])
+    posterior = GaussianProcess(kernel="rbf", metric="ard", average=False).fit(data)
+    (h,) = posterior.hyperparameters
+    both = torch.cat([u, at]).numpy() / np.array(h["lengthscales"])
+    k = h["amplitude"] ** 2 * np.exp(-0.5 * ((both[:, None] - both[None]) ** 2).sum(-1))
+    # What is not observed enters as a value of no weight.
+    blind, enormous = np.zeros(10), np.full(10, 3e4)
+    _, mean = integrated(
+        k,
+        np.full(20, h["mean"]),
+        np.concatenate([z, np.full(10, h["mean"])]),
+        np.concatenate([variance + h["nugget"] ** 2, enormous]),
+        np.concatenate([side, blind]),
+    )
+    got = torch.cat([posterior.marginal(u)[0][0], posterior.marginal(at)[0][0]]).numpy()
+    assert np.abs(got - mean).max() < 0.01 * h["amplitude"]
+    assert np.abs(got - mean).max() < 0.01 * np.abs(mean).max()
+
+
 def test_the_integration_is_that_of_a_lattice():
     """The reference above against a sum over a fine lattice of (f_1, f_2), and over f_3 in closed form."""
     case = problem(3, 3, (1, -1), 0.05)

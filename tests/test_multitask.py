@@ -11,6 +11,7 @@ from benchmarks import missing
 from excursion import Campaign, MultiTask, Parameter, ParameterSpace, Problem, Strategy, Task
 from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import RECIPES, GaussianProcess, Observations
+from excursion.surrogate.censored import censored_sites
 from excursion.surrogate.multitask import (
     SOME,
     JointEvidence,
@@ -425,6 +426,36 @@ def test_bounds_of_one_task_and_values_of_another():
     assert ((mean[0] - g[:, 0]).square() / variance[0]).mean() < 9
     alone = GaussianProcess(kernel="matern52").fit(observed(u, z[:, :1], side=side[:, :1])).marginal(at)[0]
     assert (mean[0] - g[:, 0]).square().mean() < 0.2 * (alone[0] - g[:, 0]).square().mean()
+
+
+def test_bounds_and_noisy_values_are_those_of_dense_algebra():
+    """Stand-ins for the bounds from the dense covariance under the reported hyperparameters; then the textbook."""
+    u, at = points(40), points(15, seed=4)
+    rng = np.random.default_rng(2)
+    z = functions(u)[:, :2] + 0.3 * torch.from_numpy(rng.standard_normal((40, 2)))
+    side = torch.zeros_like(z)
+    side[:, 0] = (z[:, 0] > 1.0).double()
+    z[:, 0].clamp_max_(1.0)
+    posterior = MultiTask(rank=1, restarts=1).fit(observed(u, z, side=side))
+    h = posterior.hyperparameters
+    (term,) = h[0]["coregionalisation"]
+    task, point = np.repeat([0, 1], 55), np.tile(np.arange(55), 2)
+    seen = point < 40
+    prior = dense_covariance(
+        "matern52", [term["lengthscales"]], [np.array(term["B"])], torch.cat([u, at]).numpy(), task, point
+    )
+    mean, nugget = np.array([x["mean"] for x in h])[task], np.array([x["nugget"] ** 2 for x in h])[task]
+    gram = torch.from_numpy(prior[np.ix_(seen, seen)])
+    expected, noise = torch.from_numpy(mean[seen]), torch.from_numpy(nugget[seen])
+    values, variances = censored_sites(gram, expected, z.T.flatten(), noise, side.T.flatten())
+    gain = np.linalg.solve(gram.numpy() + np.diag(variances.numpy()), prior[np.ix_(seen, ~seen)]).T
+    got_mean, got = posterior.marginal(at)
+    mean = mean[~seen] + gain @ (values - expected).numpy()
+    variance = (prior[np.ix_(~seen, ~seen)] - gain @ prior[np.ix_(seen, ~seen)]).diagonal()
+    assert nugget.min() > 0.01  # it matters how often it counts
+    # The coefficients of the mean are those of the sites before the last.
+    assert got_mean.flatten().numpy() == pytest.approx(mean, abs=0.01)
+    assert got.flatten().numpy() == pytest.approx(variance, rel=0.02)
 
 
 def test_only_bounds():

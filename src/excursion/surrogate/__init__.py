@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -38,6 +38,8 @@ class Observations:
         levels: per task the thresholds (k,) that matter, on the scale of z; empty if none is known.
         known: shape (n, t), bool; False where the value of a task is missing, z, variance and side being 0 there. None:
             all are known.
+        cheaper: what the next cheaper fidelity told about the same tasks; None if there is none.
+        columns: the parameters that these observations depend on; None for all. Only for cheaper fidelities.
 
     Raises:
         ShapeError: shapes that do not fit, values that are not finite, negative variances.
@@ -49,6 +51,8 @@ class Observations:
     side: Tensor
     levels: tuple[Tensor, ...] = ()
     known: Tensor | None = None
+    cheaper: Observations | None = None
+    columns: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(a.shape) for a in (self.u, self.z, self.variance, self.side)]
@@ -64,6 +68,25 @@ class Observations:
                 f"observations: known must be true or false for each of {tuple(self.z.shape)} values, got "
                 f"{tuple(self.known.shape)} of {self.known.dtype}"
             )
+        if self.cheaper is not None and self.cheaper.z.shape[1] != self.z.shape[1]:
+            raise ShapeError(
+                f"observations: a cheaper fidelity has the same tasks, got {self.cheaper.z.shape[1]} "
+                f"for {self.z.shape[1]}"
+            )
+
+    def task(self, i: int) -> Observations:
+        """What is known of task i, as observations of one task; the cheaper fidelities left out."""
+        rows = slice(None) if self.known is None else self.known[:, i]
+        one = slice(i, i + 1)
+        columns = (self.z[rows, one], self.variance[rows, one], self.side[rows, one])
+        return Observations(self.u[rows], *columns, self.levels[i : i + 1], columns=self.columns)
+
+    def rows(self, index: Any) -> Observations:
+        """Some of the observations."""
+        some = None if self.known is None else self.known[index]
+        return replace(
+            self, u=self.u[index], z=self.z[index], variance=self.variance[index], side=self.side[index], known=some
+        )
 
     @classmethod
     def exact(cls, u: Tensor, z: Tensor, variance: Tensor | None = None) -> Observations:
@@ -81,10 +104,12 @@ class View(ABC):
 
     Attributes:
         mean, variance: of f, (t, n).
+        noise: variance that an observation there is expected to have around f, (t, n).
     """
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
 
     @abstractmethod
     def covariance(self, other: Self) -> Tensor:
@@ -95,6 +120,9 @@ class Posterior(ABC):
     """A belief about the transformed tasks on the unit cube. Never changes; `condition` returns a new one.
 
     Shapes: t tasks lead, points follow; f is the function itself, without observation noise.
+
+    Where there are cheaper fidelities, points may have one more column, the level: 0 for the dearest one, 1 for the
+    next cheaper, and so on. Without it all are points of the dearest.
     """
 
     @abstractmethod
@@ -116,7 +144,7 @@ class Posterior(ABC):
     @property
     @abstractmethod
     def noise(self) -> Tensor:
-        """Variance (t,) that an observation is expected to have around f."""
+        """Variance (t,) that an observation (of the dearest fidelity) is expected to have around f."""
 
     @abstractmethod
     def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:

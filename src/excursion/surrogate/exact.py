@@ -18,12 +18,12 @@ import torch
 from scipy.special import log_ndtr
 from torch import Tensor
 
-from ..errors import FitError, InvalidStrategy
+from ..errors import FitError, InvalidStrategy, ShapeError
 from ..threads import one_thread
 from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
 from .evidence import KERNELS, RIDGE, STARTS, Evidence, first_guesses, orders, split, tilted
-from .joined import Independent, Mixture
+from .joined import Independent, Mixture, same_width
 from .linalg import bordered, cholesky, solve
 
 
@@ -33,13 +33,18 @@ def _basis(u: Tensor, mean: str) -> Tensor:
     return ones if mean == "constant" else torch.cat([ones, u - 0.5], -1)
 
 
+def _part(u: Tensor, columns: tuple[int, ...] | None) -> Tensor:
+    return u if columns is None else u[:, list(columns)]
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A covariance function; `evidence` has the same with gradients.
 
     Attributes:
         name: one of `KERNELS`.
-        metric: v = metric @ u are the coordinates in which distances are taken, (d, d).
+        metric: v = metric @ u are the coordinates in which distances are taken, (c, d), c = d unless f depends on some
+            parameters only.
         variances: of each order, (a,); their sum is k(u, u).
     """
 
@@ -94,11 +99,35 @@ class Kernel:
         return self.variances.sum()
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A belief about something that f follows: f = weight * source + a process of its own (Kennedy and O'Hagan 2000).
+
+    Attributes:
+        belief: about the next cheaper fidelity of the same task, or about another task.
+        below: whether it is a cheaper fidelity: the source's level 0 is level 1 of f.
+    """
+
+    belief: Posterior
+    below: bool
+
+    def view(self, u: Tensor, level: Tensor) -> View:
+        """Of the source at u (n, d), levels (n,) of f: at level 0 the source's own value, else that of the level."""
+        own = (level - 1).clamp_min(0) if self.below else level
+        return self.belief.view(torch.cat([u, own[:, None]], 1) if own.any() else u)
+
+
 @dataclass(frozen=True, repr=False)
 class _Process(Posterior):
-    """One task: z = shift + scale * (basis @ beta + GP), data in standardised units.
+    """One task: z = shift + weight * (source - shift) + scale * (basis @ beta + GP), the GP in standardised units.
 
-    ``white`` is L^-1 (z - mean) for L L^T = K + noise: predictions and rank updates need nothing else.
+    ``white`` is L^-1 (z - prior mean)/scale for L L^T = prior covariance + noise: predictions and rank updates need
+    nothing else. What is believed of the source is the prior: conditioned on values of f it is what all data of all
+    fidelities together tell, nested or not. Points of level 1 and more (see `Posterior`) are values of the source.
+
+    References:
+        Kennedy and O'Hagan, Biometrika 87 (2000) 1: the autoregressive model.
+        Le Gratiet and Garnier, Int. J. Uncertainty Quantification 4 (2014) 365: one level after the other.
     """
 
     kernel: Kernel
@@ -111,11 +140,9 @@ class _Process(Posterior):
     u: Tensor
     factor: Tensor
     white: Tensor
-
-    def _project(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised mean (n,) and L^-1 k(data, u)."""
-        v = solve(self.factor, self.kernel(u, self.u).T)  # LAPACK's own order of a matrix
-        return _basis(u, self.mean) @ self.beta + v.T @ self.white, v
+    source: _Source | None = None
+    weight: float = 0.0
+    columns: tuple[int, ...] | None = None  # the parameters that f depends on
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         view = self.view(u)
@@ -128,29 +155,61 @@ class _Process(Posterior):
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         return self.view(a).covariance(self.view(b))
 
+    def prior(self, u: Tensor) -> _Prior:
+        """What is believed at u before values of f itself are known."""
+        d = self.kernel.metric.shape[1]
+        level = u[:, d] if u.shape[1] > d else u.new_zeros(len(u))
+        u, own, pull = u[:, :d], (level == 0).to(u.dtype), torch.where(level == 0, self.weight, 1.0)
+        mean = self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
+        variance = (self.scale**2 * self.kernel.amplitude).expand(len(u))
+        noise = (self.scale**2 * (self.nugget + self.known)).expand(len(u))
+        if not own.all() and self.source is None:
+            raise ShapeError(f"posterior: must have a cheaper fidelity for levels above 0, got {level.max():g}")
+        if self.source is None or not pull.any():
+            return _Prior(mean, variance, noise, self, u, own, pull, None)
+        below = self.source.view(u, level)
+        follows = pull * (below.mean[0] - own * self.shift)
+        return _Prior(
+            own * mean + follows,
+            own * variance + pull**2 * below.variance[0],
+            torch.where(level == 0, noise, below.noise[0]),
+            self,
+            u,
+            own,
+            pull,
+            below,
+        )
+
+    @functools.cached_property
+    def _seen(self) -> _Prior:
+        return self.prior(self.u)
+
     def view(self, u: Tensor) -> _ProcessView:
-        m, v = self._project(u)
-        variance = (self.kernel.amplitude - torch.linalg.vector_norm(v, dim=0).square()).clamp_min(1e-14)
-        return _ProcessView((self.shift + self.scale * m)[None], (self.scale**2 * variance)[None], self, u, v)
+        prior = self.prior(u)
+        v = solve(self.factor, prior.covariance(self._seen).T)  # LAPACK's own order of a matrix
+        mean = prior.mean + self.scale * (v.T @ self.white)
+        variance = prior.variance - self.scale**2 * torch.linalg.vector_norm(v, dim=0).square()
+        variance = torch.maximum(variance, 1e-14 * self.scale**2)
+        return _ProcessView(mean[None], variance[None], prior.noise[None], prior, v)
 
     @property
     def noise(self) -> Tensor:
         return (self.scale**2 * (self.nugget + self.known))[None]
 
     def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:
-        mean, v = self._project(u)
-        noise = (self.nugget + self.known).expand(len(u)) if variance is None else variance[:, 0] / self.scale**2
-        corner = cholesky(self.kernel(u, u) - v.T @ v + torch.diag(noise))
+        view, square = self.view(u), self.scale**2
+        noise = (view.noise[0] if variance is None else variance[:, 0]) / square
+        corner = cholesky(view.covariance(view)[0] / square + torch.diag(noise))
         if z is None:
             white = torch.zeros(len(u), dtype=u.dtype)  # what is seen is what was expected
         else:
-            white = solve(corner, ((z[:, 0] - self.shift) / self.scale - mean)[:, None])[:, 0]
-        factor = bordered(self.factor, v, corner)
-        return replace(self, u=torch.cat([self.u, u]), factor=factor, white=torch.cat([self.white, white]))
+            white = solve(corner, (z - view.mean.T) / self.scale)[:, 0]
+        factor = bordered(self.factor, view.v, corner)
+        return replace(self, u=torch.cat(same_width(self.u, u)), factor=factor, white=torch.cat([self.white, white]))
 
     @property
     def hyperparameters(self) -> tuple[dict[str, Any], ...]:
-        metric, d = self.kernel.metric, self.u.shape[1]
+        metric, d = self.kernel.metric, len(self.kernel.metric)
         return (
             {
                 "kernel": self.kernel.name,
@@ -161,24 +220,51 @@ class _Process(Posterior):
                 "variances": dict(zip(orders(self.kernel.name, d), (self.scale**2 * self.kernel.variances).tolist())),
                 "nugget": float(self.scale * self.nugget.sqrt()),
                 "mean": (self.shift + self.scale * self.beta[0]).item(),
-            },
+            }
+            | ({} if self.source is None else {"follows": self.weight}),
         )
 
 
 @dataclass(frozen=True, repr=False)
-class _ProcessView(View):
-    """A process at n points u, with v = L^-1 k(data, u)."""
+class _Prior:
+    """A process at n points u before values of f itself: mean, variance and noise (n,).
+
+    ``own`` is 1 at points of f itself, 0 at those of cheaper levels; ``pull`` the weight of the source there.
+    """
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     process: _Process
     u: Tensor
+    own: Tensor
+    pull: Tensor
+    below: View | None
+
+    def covariance(self, other: _Prior) -> Tensor:
+        """Prior covariance in standardised units, (n, m)."""
+        out = self.process.kernel(self.u, other.u)
+        if not (self.own.all() and other.own.all()):
+            out.mul_(self.own[:, None]).mul_(other.own)
+        if self.below is not None and other.below is not None:
+            pull = self.pull[:, None] / self.process.scale**2
+            out.addcmul_(self.below.covariance(other.below)[0] * pull, other.pull.expand_as(out))
+        return out
+
+
+@dataclass(frozen=True, repr=False)
+class _ProcessView(View):
+    """A process at n points, with v = L^-1 Cov(data, points)/scale^2 and what was believed before the data."""
+
+    mean: Tensor
+    variance: Tensor
+    noise: Tensor
+    prior: _Prior
     v: Tensor
 
     def covariance(self, other: _ProcessView) -> Tensor:
-        square = float(self.process.scale**2)
-        prior = self.process.kernel(self.u, other.u)
-        return prior.addmm_(self.v.T, other.v, beta=square, alpha=-square)[None]
+        square = float(self.prior.process.scale**2)
+        return self.prior.covariance(other.prior).addmm_(self.v.T, other.v, beta=square, alpha=-square)[None]
 
 
 @dataclass(frozen=True)
@@ -225,8 +311,13 @@ class GaussianProcess(Surrogate):
         return {"type": "GaussianProcess", **asdict(self)}
 
     def fit(self, data: Observations) -> Posterior:
-        """Fit each task on its own; see `Surrogate.fit`."""
-        parts: list[Posterior] = self._each(GaussianProcess.fit_task, data)
+        """Fit each task, those known at the most points first; see `Surrogate.fit`.
+
+        Where there is a cheaper fidelity, or where values of a task are missing at points where another task is known,
+        the task may follow that: f = weight * source + a process of its own. Whether it does is decided as between
+        kernels, by the class of held-out observations: a source that does harm gets no weight.
+        """
+        parts: list[Posterior] = [_remembered(GaussianProcess.fit_task, self, key) for key in _enough(data)]
         return parts[0] if len(parts) == 1 else Independent(tuple(parts))
 
     def scores(self, data: Observations) -> list[float]:
@@ -236,47 +327,41 @@ class GaussianProcess(Surrogate):
         Comparable between monotone transforms of the same values once `DENSITY` times the log of the Jacobian,
         sum_i ln dz_i/dy_i, is added.
         """
-        return self._each(GaussianProcess.score_task, data)
+        return [_remembered(GaussianProcess.score_task, self, key) for key in _enough(data)]
 
     @torch.no_grad()
-    def _each(self, work: Callable[..., Any], data: Observations) -> list[Any]:
-        if len(data) < 2:
-            raise FitError(f"Gaussian process: needs at least 2 observations, got {len(data)}. Evaluate more points")
-        thresholds = data.levels or (torch.zeros(0, dtype=torch.float64),) * data.z.shape[1]
-        return [
-            _remembered(work, self, len(data), *(a.numpy().tobytes() for a in (data.u, z, variance, side, levels)))
-            for z, variance, side, levels in zip(data.z.T, data.variance.T, data.side.T, thresholds)
-        ]
-
-    def fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> Posterior:
-        """The belief about one task from values z (n,), variances, sides and its thresholds (k,)."""
-        data, thresholds, found = self._sought(u, z, variance, side, levels)
-        y, known, exact = data.y, data.noise, side == 0
+    def fit_task(self, data: Observations, sources: tuple[_Source, ...] = ()) -> Posterior:
+        """The belief about the one task of the data."""
+        scaled, thresholds, found = self._sought(data, sources)
+        y, known, side = scaled.y, scaled.noise, data.side[:, 0]
+        exact = side == 0
         if not exact.all():
             # The gradient of EP's evidence is that of the Gaussian evidence at fixed sites, so the two are alternated;
             # the explanations were sought with the bounds as values.
             best, some = found[0], telling(y.numpy(), thresholds, SOME)
             for _ in range(2):
-                data = data.with_sites(best, y, known, side)
-                best = best.polished(data, some, self.max_iter)
-            found = [best, *(other.polished(data, some, self.max_iter) for other in found[1:])]
-            data = data.with_sites(best, y, known, side)
-        typical = known[exact].mean() if exact.any() else torch.zeros_like(data.shift)
-        if self.average and len(y) < DRAWN * u.shape[1]:
-            found = data.drawn(found)
-        parts = tuple(data.process(e, typical) for e in found)
+                scaled = scaled.with_sites(best, y, known, side)
+                best = best.polished(scaled, some, self.max_iter)
+            found = [best, *(other.polished(scaled, some, self.max_iter) for other in found[1:])]
+            scaled = scaled.with_sites(best, y, known, side)
+        typical = known[exact].mean() if exact.any() else torch.zeros_like(scaled.shift)
+        if self.average and len(y) < DRAWN * data.u.shape[1]:
+            found = scaled.drawn(found)
+        parts = tuple(scaled.process(e, typical) for e in found)
         weights = np.exp(np.array([e.weight for e in found]))
         return parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
 
-    def score_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor) -> float:
+    @torch.no_grad()
+    def score_task(self, data: Observations, sources: tuple[_Source, ...] = ()) -> float:
         """One of `scores`, from the same arguments as `fit_task`; no belief is made."""
-        data, _, found = self._sought(u, z, variance, side, levels)
-        return found[0].score - DENSITY * float((side == 0).sum() * data.scale.log())
+        scaled, _, found = self._sought(data, sources)
+        return found[0].score - DENSITY * float((data.side == 0).sum() * scaled.scale.log())
 
     def _sought(
-        self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor, levels: Tensor
+        self, data: Observations, sources: tuple[_Source, ...]
     ) -> tuple[_Standardised, np.ndarray, list[_Explanation]]:
         """Standardised observations and thresholds (k,), and what explains them."""
+        z, side = data.z[:, 0], data.side[:, 0]
         shift = z.mean()
         spread = (z - shift).abs().max()
         if spread > 1e-12 * shift.abs():
@@ -288,12 +373,22 @@ class GaussianProcess(Surrogate):
                 f"Gaussian process: values must differ by more than 1e-140, got a deviation of {float(scale):.3g}. "
                 "Variances would vanish in double precision: use a smaller unit"
             )
-        thresholds = ((levels - shift) / scale).numpy()
-        data = _Standardised(
-            u, (z - shift) / scale, variance / scale**2, (side != 0).to(u.dtype), self.mean, shift, scale
+        thresholds = ((data.levels[0] - shift) / scale).numpy() if data.levels else np.zeros(0)
+        y = (z - shift) / scale
+        told = tuple(_Told.by(source, data.u, y, shift, scale) for source in sources)
+        scaled = _Standardised(
+            data.u,
+            y,
+            data.variance[:, 0] / scale**2,
+            (side != 0).to(z.dtype),
+            self.mean,
+            shift,
+            scale,
+            told,
+            data.columns,
         )
         with one_thread(SOME):  # the search sees no more rows than that
-            return data, thresholds, self._explanations(data, thresholds, side.numpy())
+            return scaled, thresholds, self._explanations(scaled, thresholds, side.numpy())
 
     def _explanations(self, data: _Standardised, levels: np.ndarray, side: np.ndarray) -> list[_Explanation]:
         """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average`.
@@ -304,30 +399,34 @@ class GaussianProcess(Surrogate):
 
         Among many data, maxima are sought with `FEW` of them, half near the threshold, and followed with `SOME`.
         """
-        d = data.u.shape[1]
+        d = _part(data.u, data.columns).shape[1]
         # With one parameter there is nothing to add up.
         names = [k for k in KERNELS if d > 1 or k != "additive"] if self.kernel == "auto" else [self.kernel]
         few, some = (telling(data.y.numpy(), levels, n) for n in (FEW, SOME))
         found: list[_Explanation] = []
-        first: list[_Explanation] = []
-        for name in names:
-            evidence = Evidence(name, *data.arrays(few))
-            if found and name != "additive":  # the maxima of another kernel are near those of the first
-                modes = [evidence.polished(e.theta, self.max_iter // 2) for e in first]
-            else:
-                modes = evidence.modes(self.metric, first_guesses(name, d, self.restarts), self.max_iter)
-            for theta, value in modes:
-                same = any(e.name == name and abs(e.value - value) < 1e-3 for e in found)
-                if not same:
-                    found.append(_Explanation(name, theta, value).scored(evidence, levels, side[few]))
-            first = first or list(found)
+        for follows in (None, *range(len(data.told))):
+            first: list[_Explanation] = []
+            for name in names:
+                evidence = data.evidence(name, few, follows)
+                if first and name != "additive":  # the maxima of another kernel are near those of the first
+                    modes = [evidence.polished(e.theta, self.max_iter // 2) for e in first]
+                else:
+                    modes = evidence.modes(self.metric, first_guesses(name, d, self.restarts), self.max_iter)
+                new: list[_Explanation] = []
+                for theta, value in modes:
+                    same = any(e.name == name and abs(e.value - value) < 1e-3 for e in new)
+                    if not same:
+                        e = _Explanation(name, theta, value, follows)
+                        new.append(e.scored(evidence, levels, side[few]))
+                first = first or new
+                found += new
         found.sort(key=lambda e: -e.score)
         if len(some) > len(few):
             followed = []
             for e in found[:3]:
-                evidence = Evidence(e.name, *data.arrays(some))
+                evidence = data.evidence(e.name, some, e.follows)
                 theta, value = evidence.polished(e.theta, 15)
-                followed.append(_Explanation(e.name, theta, value).scored(evidence, levels, side[some]))
+                followed.append(_Explanation(e.name, theta, value, e.follows).scored(evidence, levels, side[some]))
             found = sorted(followed, key=lambda e: -e.score)
         if not self.average or len(data.y) >= AVERAGED * d:
             return found[:1]
@@ -380,6 +479,7 @@ class _Explanation:
     name: str
     theta: np.ndarray
     value: float  # negative log posterior
+    follows: int | None = None  # which of the sources
     score: float = -math.inf
     weight: float = 0.0  # log, relative to the best
 
@@ -394,13 +494,43 @@ class _Explanation:
         if self.name in SMOOTH:
             classes = 2 * classes - HANDICAP
         if len(levels):
-            classes -= AKAIKE * tilted(self.name, self.theta, evidence.u.shape[1])
+            classes -= AKAIKE * (tilted(self.name, self.theta, evidence.u.shape[1]) + (self.follows is not None))
         return replace(self, score=classes - DENSITY * self.value)
 
     def polished(self, data: _Standardised, index: np.ndarray, max_iter: int) -> _Explanation:
         with one_thread(len(index)):
-            theta, value = Evidence(self.name, *data.arrays(index)).polished(self.theta, max_iter)
+            theta, value = data.evidence(self.name, index, self.follows).polished(self.theta, max_iter)
         return replace(self, theta=theta, value=value)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a source tells at the observations, in the standardised units of the task.
+
+    Attributes:
+        source: see `_Source`.
+        mean: of the source, (n,).
+        covariance: of the source, (n, n).
+        prior: mean of the normal prior on the weight.
+        ridge: its precision.
+        guess: least squares' weight, which scales what is not known of the source while the weight is sought.
+    """
+
+    source: _Source
+    mean: Tensor
+    covariance: Tensor
+    prior: float
+    ridge: float
+    guess: float
+
+    @classmethod
+    def by(cls, source: _Source, u: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> _Told:
+        view = source.view(u, torch.zeros(len(u), dtype=u.dtype))
+        mean, covariance = (view.mean[0] - shift) / scale, view.covariance(view)[0] / scale**2
+        # A fidelity is about the same quantity.
+        prior, ridge = (1.0, ALIKE**-2) if source.below else (0.0, RIDGE)
+        guess = prior + (mean @ (y - prior * mean)) / (mean @ mean + ridge)
+        return cls(source, mean, covariance, prior, ridge, float(guess))
 
 
 @dataclass(frozen=True)
@@ -414,11 +544,25 @@ class _Standardised:
     mean: str
     shift: Tensor
     scale: Tensor
+    told: tuple[_Told, ...] = ()
+    columns: tuple[int, ...] | None = None
 
-    def arrays(self, index: np.ndarray) -> list[np.ndarray]:
-        """What `Evidence` needs of some of the observations."""
-        u = self.u[index]
-        return [t.numpy() for t in (u, _basis(u, self.mean), self.y[index], self.noise[index], 1 - self.site[index])]
+    @functools.cached_property
+    def _basis(self) -> Tensor:
+        return _basis(_part(self.u, self.columns), self.mean)
+
+    def evidence(self, kernel: str, index: np.ndarray, follows: int | None) -> Evidence:
+        """Of some of the observations, as following one of the sources or none."""
+        u = _part(self.u[index], self.columns)
+        basis, offset, extra, ridge = self._basis[index], None, None, None
+        if follows is not None:
+            told = self.told[follows]
+            mean = told.mean[index]
+            offset, extra = told.prior * mean.numpy(), told.guess**2 * told.covariance[index][:, index].numpy()
+            ridge = np.array([*[RIDGE] * basis.shape[1], told.ridge])
+            basis = torch.cat([basis, mean[:, None]], 1)
+        arrays = [t.numpy() for t in (u, basis, self.y[index], self.noise[index], 1 - self.site[index])]
+        return Evidence(kernel, *arrays, offset, extra, ridge)
 
     def drawn(self, found: list[_Explanation]) -> list[_Explanation]:
         """The explanations and draws of the posterior around each; the heavier an explanation, the more draws."""
@@ -426,45 +570,150 @@ class _Standardised:
         counts = np.ceil(DRAWS * shares / shares.sum()).astype(int)
         out = []
         for e, count in zip(found, counts):
-            around = Evidence(e.name, *self.arrays(np.arange(len(self.y)))).around(e.theta, count)
+            around = self.evidence(e.name, np.arange(len(self.y)), e.follows).around(e.theta, count)
             total = np.logaddexp.reduce([weight for _, weight in around])
             out += [replace(e, theta=theta, weight=e.weight + weight - total) for theta, weight in around]
         heaviest = max(e.weight for e in out)
         return [e for e in out if e.weight > heaviest + math.log(LIGHTEST)]
 
     def _gram(self, e: _Explanation) -> tuple[Kernel, Tensor, Tensor]:
-        lengths, mixing, variances, learned = split(e.name, e.theta, self.u.shape[1])
-        kernel = Kernel(e.name, torch.from_numpy(mixing / lengths[:, None]), torch.from_numpy(variances))
+        columns = range(self.u.shape[1]) if self.columns is None else self.columns
+        lengths, mixing, variances, learned = split(e.name, e.theta, len(columns))
+        metric = self.u.new_zeros(len(columns), self.u.shape[1])
+        metric[:, list(columns)] = torch.from_numpy(mixing / lengths[:, None])
+        kernel = Kernel(e.name, metric, torch.from_numpy(variances))
         return kernel, torch.tensor(learned, dtype=self.u.dtype), kernel(self.u, self.u)
+
+    def _follow(self, e: _Explanation, gram: Tensor, nugget: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Weight of the source, prior covariance (n, n) without noise, and the mean that the source gives, (n,)."""
+        if e.follows is None:
+            return 0.0, gram, torch.zeros_like(self.y)
+        told = self.told[e.follows]
+        noisy = gram + told.guess**2 * told.covariance + torch.diag(self.noise + (1 - self.site) * nugget)
+        basis = torch.cat([self._basis, told.mean[:, None]], 1)
+        ridge = torch.full_like(basis[0], RIDGE)
+        ridge[-1] = told.ridge
+        weight = told.prior + float(_profile(noisy, basis, self.y - told.prior * told.mean, ridge)[2][-1])
+        return weight, gram + weight**2 * told.covariance, weight * told.mean
 
     def with_sites(self, e: _Explanation, y: Tensor, known: Tensor, side: Tensor) -> _Standardised:
         """The bounds among (y, known, side) as Gaussian observations, by expectation propagation under e."""
         _, nugget, gram = self._gram(e)
-        beta = _profile(gram + torch.diag(self.noise + (1 - self.site) * nugget), self.u, self.y, self.mean)[2]
-        values, noise = censored_sites(gram, _basis(self.u, self.mean) @ beta, y, known + nugget, side)
+        _, covariance, offset = self._follow(e, gram, nugget)
+        noisy = covariance + torch.diag(self.noise + (1 - self.site) * nugget)
+        beta = _profile(noisy, self._basis, self.y - offset)[2]
+        values, noise = censored_sites(covariance, offset + self._basis @ beta, y, known + nugget, side)
         return replace(self, y=values, noise=torch.where(side == 0, known, noise))
 
     def process(self, e: _Explanation, typical: Tensor) -> _Process:
         """The belief under e; ``typical`` is the known variance of an observation to come."""
         kernel, nugget, gram = self._gram(e)
-        covariance = gram + torch.diag(self.noise + (1 - self.site) * nugget)
-        factor, white, beta = _profile(covariance, self.u, self.y, self.mean)
-        return _Process(kernel, self.mean, beta, self.shift, self.scale, nugget, typical, self.u, factor, white)
+        weight, covariance, offset = self._follow(e, gram, nugget)
+        noisy = covariance + torch.diag(self.noise + (1 - self.site) * nugget)
+        factor, white, beta = _profile(noisy, self._basis, self.y - offset)
+        # Without a weight, the source still tells what a look at the cheaper fidelity would give.
+        used = [t.source for i, t in enumerate(self.told) if i == e.follows or (e.follows is None and t.source.below)]
+        source = used[0] if used else None
+        return _Process(
+            kernel,
+            self.mean,
+            beta,
+            self.shift,
+            self.scale,
+            nugget,
+            typical,
+            self.u,
+            factor,
+            white,
+            source,
+            weight,
+            self.columns,
+        )
+
+
+#: Standard deviation of the normal prior on the weight of a cheaper fidelity, around 1.
+ALIKE = 0.5
+#: Of a cheaper fidelity so many observations are used, those that tell most about the thresholds.
+CHEAP = 1500
+
+
+#: One task's observations in bytes, and what it may follow: (shape, columns, bytes ...), ((key, below), ...).
+_Key = tuple[Any, ...]
+
+
+def _keys(data: Observations, most: int | None = None) -> list[_Key | None]:
+    """Of each task, in order; None for one with fewer than two values. At most so many observations of each."""
+    tasks = [data.task(i) for i in range(data.z.shape[1])]
+    below = [None] * len(tasks) if data.cheaper is None else _keys(data.cheaper, CHEAP)
+    keys: list[_Key | None] = [None] * len(tasks)
+    order = sorted(range(len(tasks)), key=lambda i: -len(tasks[i]))
+    for place, i in enumerate(order):
+        task, sources = tasks[i], [] if below[i] is None else [(below[i], True)]
+        if len(task) < 2:
+            continue
+        if (j := _sibling(data, i, order[:place])) is not None:
+            sources.append((keys[j], False))
+        if most is not None and len(task) > most:
+            levels = task.levels[0].numpy() if task.levels else np.zeros(0)
+            task = task.rows(telling(task.z[:, 0].numpy(), levels, most))
+        levels = task.levels[0] if task.levels else torch.zeros(0, dtype=torch.float64)
+        arrays = (task.u, task.z, task.variance, task.side, levels)
+        keys[i] = (len(task), task.columns, *(a.numpy().tobytes() for a in arrays), tuple(sources))
+    return keys
+
+
+def _enough(data: Observations) -> list[_Key]:
+    """The keys of all tasks.
+
+    Raises:
+        FitError: a task with fewer than two values.
+    """
+    keys = _keys(data)
+    counts = [len(data.task(i)) for i in range(data.z.shape[1])]
+    if min(counts) < 2:
+        raise FitError(
+            f"Gaussian process: needs at least 2 observations, got {min(counts)} ({counts} of the tasks). "
+            "Evaluate more points"
+        )
+    return [key for key in keys if key is not None]
+
+
+def _sibling(data: Observations, i: int, earlier: list[int]) -> int | None:
+    """The earlier task that may tell what is missing of task i: known where that is not, and the most like it."""
+    if data.known is None or not earlier:
+        return None
+    known = data.known
+    best, found = 0.0, None
+    for j in earlier:
+        both, more = known[:, i] & known[:, j], known[:, j] & ~known[:, i]
+        if int(both.sum()) < 3 or not more.any():
+            continue
+        likeness = float(torch.corrcoef(torch.stack([data.z[both, i], data.z[both, j]]))[0, 1].abs().nan_to_num())
+        if likeness > best:
+            best, found = likeness, j
+    return found
 
 
 @functools.lru_cache(maxsize=64)
-def _remembered(work: Callable[..., Any], recipe: GaussianProcess, n: int, *data: bytes) -> Any:
+def _remembered(work: Callable[..., Any], recipe: GaussianProcess, key: _Key) -> Any:
     """`GaussianProcess.fit_task` or `score_task`, pure functions: asks, status and pictures of one history fit once."""
+    n, columns, *data, sources = key
     # An empty buffer is refused: no thresholds.
-    tensors = [torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data]
-    return work(recipe, tensors[0].reshape(n, -1), *tensors[1:])
+    u, z, variance, side, levels = (
+        torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data
+    )
+    one = (a.reshape(n, 1) for a in (z, variance, side))
+    told = tuple(_Source(_remembered(GaussianProcess.fit_task, recipe, other), below) for other, below in sources)
+    return work(recipe, Observations(u.reshape(n, -1), *one, (levels,), columns=columns), told)
 
 
-def _profile(covariance: Tensor, u: Tensor, y: Tensor, mean: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Cholesky factor L, L^-1 (y - H beta) and the generalised-least-squares beta with a N(0, 10^2) prior on it."""
+def _profile(
+    covariance: Tensor, basis: Tensor, y: Tensor, ridge: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cholesky factor L, L^-1 (y - H beta) and the generalised-least-squares beta with a normal prior on it."""
     factor = cholesky(covariance)
-    basis = _basis(u, mean)
     solved = solve(factor, torch.cat([basis, y[:, None]], 1))
     h, w = solved[:, :-1], solved[:, -1]
-    beta = torch.linalg.solve(h.T @ h + RIDGE * torch.eye(h.shape[1], dtype=u.dtype), h.T @ w)
+    ridge = torch.full_like(basis[0], RIDGE) if ridge is None else ridge
+    beta = torch.linalg.solve(h.T @ h + torch.diag(ridge), h.T @ w)
     return factor, w - h @ beta, beta

@@ -13,6 +13,12 @@ from . import Posterior, View
 from .linalg import bordered, cholesky, solve
 
 
+def same_width(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Points with the column of levels (see `Posterior`) in both if one of them has it."""
+    width = max(a.shape[1], b.shape[1])
+    return tuple(torch.cat([p, p.new_zeros(len(p), width - p.shape[1])], 1) for p in (a, b))  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Independent(Posterior):
     """Several tasks that tell nothing about each other."""
@@ -36,7 +42,12 @@ class Independent(Posterior):
     def view(self, u: Tensor) -> _IndependentView:
         """See `Posterior`."""
         parts = tuple(p.view(u) for p in self.parts)
-        return _IndependentView(torch.cat([p.mean for p in parts]), torch.cat([p.variance for p in parts]), parts)
+        return _IndependentView(
+            torch.cat([p.mean for p in parts]),
+            torch.cat([p.variance for p in parts]),
+            torch.cat([p.noise for p in parts]),
+            parts,
+        )
 
     @property
     def noise(self) -> Tensor:
@@ -98,8 +109,9 @@ class Mixture(Posterior):
     def view(self, u: Tensor) -> _MixtureView:
         """See `Posterior`."""
         parts = tuple(p.view(u) for p in self.parts)
-        total = self._total(torch.cat([p.mean for p in parts]), torch.cat([p.variance for p in parts]))
-        return _MixtureView(*total, parts, self.weights)
+        mean, variance, off = self._total(torch.cat([p.mean for p in parts]), torch.cat([p.variance for p in parts]))
+        noise = (self.weights @ torch.cat([p.noise for p in parts]))[None]
+        return _MixtureView(mean, variance, noise, off, parts, self.weights)
 
     @property
     def noise(self) -> Tensor:
@@ -157,7 +169,7 @@ class Conditioned(Posterior):
         gain = solve(self.factor, self._seen.covariance(before)[0])
         # What rounding leaves of a variance that vanishes is in proportion to what it was.
         variance = torch.maximum(before.variance - gain.square().sum(0), 1e-14 * before.variance)
-        return _ConditionedView(before.mean + (self.white @ gain)[None], variance, before, gain)
+        return _ConditionedView(before.mean + (self.white @ gain)[None], variance, before.noise, before, gain)
 
     @property
     def noise(self) -> Tensor:
@@ -167,12 +179,13 @@ class Conditioned(Posterior):
     def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:
         """See `Posterior`."""
         view = self.view(u)
-        v, noise = view.gain, self.noise.expand(len(u)) if variance is None else variance[:, 0]
+        v, noise = view.gain, view.noise[0] if variance is None else variance[:, 0]
         corner = cholesky(view.covariance(view)[0] + torch.diag(noise))
         # Without z, what is seen is what was expected.
         white = torch.zeros(len(u), dtype=u.dtype) if z is None else solve(corner, z - view.mean.T)[:, 0]
         factor = bordered(self.factor, v, corner)
-        return replace(self, u=torch.cat([self.u, u]), factor=factor, white=torch.cat([self.white, white]))
+        seen = u if not len(self.u) else torch.cat(same_width(self.u, u))
+        return replace(self, u=seen, factor=factor, white=torch.cat([self.white, white]))
 
     @property
     def hyperparameters(self) -> tuple[dict[str, Any], ...]:
@@ -209,7 +222,9 @@ class Tempered(Posterior):
     def view(self, u: Tensor) -> _TemperedView:
         """See `Posterior`."""
         before, square = self.before.view(u), self.factor.square()
-        return _TemperedView(before.mean, before.variance * square[:, None], before, square)
+        return _TemperedView(
+            before.mean, before.variance * square[:, None], before.noise * square[:, None], before, square
+        )
 
     @property
     def noise(self) -> Tensor:
@@ -237,6 +252,7 @@ class _IndependentView(View):
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     parts: tuple[View, ...]
 
     def covariance(self, other: _IndependentView) -> Tensor:
@@ -250,6 +266,7 @@ class _MixtureView(View):
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     off: Tensor
     parts: tuple[View, ...]
     weights: Tensor
@@ -268,6 +285,7 @@ class _ConditionedView(View):
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     before: View
     gain: Tensor
 
@@ -282,6 +300,7 @@ class _TemperedView(View):
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     before: View
     square: Tensor
 

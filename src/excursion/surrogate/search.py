@@ -566,7 +566,10 @@ class ComposedProcess(Posterior):
     def view(self, u: Tensor) -> _ComposedView:
         """See `Posterior`."""
         mean, variance, v = self._standardised(self.kernel, u)
-        return _ComposedView((self.shift + self.scale * mean)[None], (self.scale**2 * variance)[None], self, u, v)
+        noise = self.noise[:, None].expand(1, len(u))
+        return _ComposedView(
+            (self.shift + self.scale * mean)[None], (self.scale**2 * variance)[None], noise, self, u, v
+        )
 
     @property
     def noise(self) -> Tensor:
@@ -616,6 +619,7 @@ class _ComposedView(View):
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     process: ComposedProcess
     u: Tensor
     v: Tensor

@@ -937,7 +937,7 @@ def test_a_list_in_bits_is_conditioned_like_points_of_its_own(two_tasks):
     candidates, at = points(150, seed=31), points(20, seed=32)
     mean, variance = two_tasks.marginal(at)
     batch = Batch(two_tasks, at, mean, variance, torch.full((20,), 0.05, dtype=torch.float64), 8)
-    short = Shortlist(batch, two_tasks, candidates)
+    short = Shortlist(batch, candidates)
     for i in (0, 63, 64, None, 95, 96, 143, 149):
         if i is None:
             own = batch.points(two_tasks.view(points(1, seed=33)), points(1, seed=33))

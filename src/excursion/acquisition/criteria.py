@@ -39,7 +39,7 @@ class Prospect:
 
     Attributes:
         mean, variance: of f at the candidates, (t, c).
-        noise: variance of an observation around f, (t,).
+        noise: variance of an observation around f, (t,), or at each candidate, (t, c).
         levels: per task the transformed thresholds, (k,) each.
         weights: of the tasks, (t,).
         at_mean, at_variance: of f at the integration points, (t, m).
@@ -69,7 +69,8 @@ class Prospect:
     def correlation(self, task: int, block: slice) -> Tensor:
         """Of f at (m) with a look at (b), some of the candidates: shape (b, m), in [-1, 1]."""
         # Standard deviations first: products of variances underflow in small units.
-        at, seen = self.at_variance[task].sqrt(), (self.variance[task, block] + self.noise[task]).sqrt()
+        noise = self.noise[task] if self.noise.ndim == 1 else self.noise[task, block]
+        at, seen = self.at_variance[task].sqrt(), (self.variance[task, block] + noise).sqrt()
         return (self.cross[task, :, block].mT / at).div_(seen[:, None]).clamp_(-1.0, 1.0)
 
     def remaining(self, task: int, block: slice) -> Tensor:

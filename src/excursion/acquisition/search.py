@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InvalidStrategy, ScoreError, ShapeError, SpaceExhausted
 from ..space import ParameterSpace
 from ..surrogate import Posterior
-from .batch import Batch, Shortlist
+from .batch import ALONE, Batch, Offers, Shortlist
 from .criteria import Acquisition, Prospect
 from .target import Target
 
@@ -141,6 +141,7 @@ def select(
     search: Search | None = None,
     among: Tensor | None = None,
     cost: Callable[[Tensor], Tensor] | None = None,
+    offers: Offers = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """The best batch of n points, a function of its arguments and nothing else.
 
@@ -160,9 +161,11 @@ def select(
         among: search these points (m, d) only, a table of known simulations, say: candidates and integration points
             are rows of it, unchanged, and nothing else is proposed. Whether ``space`` allows them is not looked at.
         cost: predicted cost of points (b, d) of the unit cube, (b,), positive, in any unit: gains are then per cost.
+        offers: the ways to look at a point; gains are per cost of the offer, too. ``taken`` then has a column with the
+            level: a point may be asked again at another one.
 
     Returns:
-        Points (n, d) in the unit cube and their scores (n,).
+        Points (n, d) in the unit cube, with the further columns of the offers, and their scores (n,).
 
     Raises:
         SpaceExhausted: fewer than n allowed points are left.
@@ -172,7 +175,7 @@ def select(
         ScoreError: a belief or a score that is not a finite number.
     """
     search = search or Search()
-    _check(acquisition, target, cost)
+    _check(acquisition, target, priced=cost is not None or offers.columns > 0)
     generator = torch.Generator().manual_seed(seed % 2**63)
     gap, polish, share = SEPARATION, search.polish if n <= POLISHED else 0, None
     if among is None:
@@ -192,12 +195,12 @@ def select(
     index, weight = integration_set(pool, interest, search.integration, generator, share)
     if not acquisition.looks_ahead:
         index, weight = index[:0], weight[:0]
-    batch = Batch(posterior, pool[index], mean[:, index], variance[:, index], weight, n)
+    batch = Batch(posterior, pool[index], mean[:, index], variance[:, index], weight, n, offers)
 
     def worth(prospect: Prospect, u: Tensor) -> Tensor:
         score = acquisition.score(prospect)
-        if cost is not None:
-            price = _price(cost, u)
+        if cost is not None or offers.columns:
+            price = offers.cost(u) * (1.0 if cost is None else _price(cost, offers.place(u)))
             score = score - price.log() if acquisition.kind == "log" else score / price
         if not torch.isfinite(score).all():
             bad = ~torch.isfinite(score)
@@ -207,39 +210,43 @@ def select(
             )
         return score
 
-    free = not_taken(pool, taken, gap).nonzero()[:, 0]
+    def free_of(u: Tensor, taken: Tensor, gap: float) -> Tensor:
+        """Mask of the looks that have not been taken, at the same level."""
+        return not_taken(u[:, : taken.shape[1]], taken, gap)
+
+    looks = offers.of(pool)
+    free = free_of(looks, taken, gap).nonzero()[:, 0]
     if search.batch == "poisson-disc":
         if len(free) < n:
             raise _exhausted(n, len(free))
         if acquisition.looks_ahead:
             free = free[torch.randperm(len(free), generator=generator)[: max(4096, 16 * n)]]
-        scores = _scores(batch, posterior, target, worth, pool[free])
+        scores = _scores(batch, target, worth, looks[free])
         chance = (scores - scores.amax()).exp() if acquisition.kind == "log" and len(free) else scores
-        chosen = poisson_disc(pool[free], chance, taken, n, generator)
-        return pool[free][chosen], scores[chosen]
+        chosen = poisson_disc(offers.place(looks[free]), chance, taken[:, : space.dim], n, generator)
+        return looks[free][chosen], scores[chosen]
 
-    some = _candidates(interest, free, max(search.candidates, 16 * n), generator)
-    u = pool[some]
+    some = _candidates(interest.repeat(len(offers.ways)), free, max(search.candidates, 16 * n), generator)
+    u = looks[some]
     if among is None and len(u) < 2 * n:  # a coarse lattice, nearly used up: everything that is left
         gap = 1e-9
-        left = space.sample(0, len(taken) + n, seed % 2**31, distinct=True)
-        u = left[not_taken(left, taken, gap)]
-        mean, variance = _moments(posterior, u)
+        left = offers.of(space.sample(0, len(taken) + n, seed % 2**31, distinct=True))
+        u = left[free_of(left, taken, gap)]
     if len(u) < n:
         raise _exhausted(n, len(u))
     if len(mean) * len(u) * max(len(index), len(u)) <= _BLOCK:
-        short = Shortlist(batch, posterior, u)
+        short = Shortlist(batch, u)
         stale = worth(batch.prospect(short[:], target), u)
     else:
-        stale = _scores(batch, posterior, target, worth, u)
+        stale = _scores(batch, target, worth, u)
         order = stale.argsort(descending=True, stable=True)
         stale, u = stale[order], u[order]
-        short = Shortlist(batch, posterior, u)
+        short = Shortlist(batch, u)
 
     def fresh(i: Tensor) -> Tensor:
         return worth(batch.prospect(short[i], target), u[i])
 
-    picks, scores = u.new_empty(n, space.dim), u.new_empty(n)
+    picks, scores = u.new_empty(n, u.shape[1]), u.new_empty(n)
     for k in range(n):
         if stale.isneginf().all():
             raise _exhausted(n, k)
@@ -250,28 +257,30 @@ def select(
         scores[k] = stale[best]
         for shrink in range(polish):
             centres = u[_top(stale, best, 5)] if shrink == 0 else points.u[i : i + 1]
-            near = _around(centres, space, torch.cat([taken, picks[:k]]), shrink, generator)
+            asked = torch.cat([taken, picks[:k, : taken.shape[1]]])
+            near = _around(centres, space, shrink, generator)
+            near = near[free_of(near, asked, SEPARATION)]
             if len(near):
-                there = batch.points(posterior.view(near), near)
+                there = batch.points(batch.view(near), near)
                 worths = worth(batch.prospect(there, target), near)
                 if worths.max() > scores[k]:
                     points, i, own, scores[k] = there, int(worths.argmax()), False, worths.max()
         picks[k] = points.u[i]
-        stale = torch.where(not_taken(u, picks[k : k + 1], gap), stale, -math.inf)
+        stale = torch.where(free_of(u, picks[k : k + 1, : taken.shape[1]], gap), stale, -math.inf)
         if search.batch != "top" and k + 1 < n:
             short.after(batch.pick(points, i), best if own else None)
             target = target.after(points.mean[:, i])
     return picks, scores
 
 
-def _check(acquisition: Acquisition, target: Target, cost: Callable[[Tensor], Tensor] | None) -> None:
+def _check(acquisition: Acquisition, target: Target, priced: bool) -> None:
     sought = "level set" if target.best is None else "optimum"
     if acquisition.seeks not in ("any", sought):
         raise InvalidStrategy(
             f"search: the criterion must fit what is sought, {'level sets' if target.best is None else 'an optimum'}, "
             f"got {acquisition}. Use {'SUR' if target.best is None else 'EI'}, say"
         )
-    if cost is not None and acquisition.kind == "bound":
+    if priced and acquisition.kind == "bound":
         # Its zero means nothing: dividing would prefer dear points wherever it is negative, and adding a cost to it
         # would depend on the unit of f.
         raise InvalidStrategy(
@@ -299,12 +308,10 @@ def _moments(posterior: Posterior, u: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def _scores(
-    batch: Batch, posterior: Posterior, target: Target, worth: Callable[[Prospect, Tensor], Tensor], u: Tensor
-) -> Tensor:
-    """Scores of points (n, d), in blocks that bound the memory."""
+def _scores(batch: Batch, target: Target, worth: Callable[[Prospect, Tensor], Tensor], u: Tensor) -> Tensor:
+    """Scores of looks (n, d + further columns), in blocks that bound the memory."""
     blocks = u.split(max(64, _BLOCK // 4 // max(512, batch.pairs)))
-    return torch.cat([worth(batch.prospect(batch.points(posterior.view(b), b), target), b) for b in blocks])
+    return torch.cat([worth(batch.prospect(batch.points(batch.view(b), b), target), b) for b in blocks])
 
 
 def _lazy_argmax(stale: Tensor, fresh: Callable[[Tensor], Tensor], chunk: int) -> int:
@@ -364,13 +371,13 @@ def _candidates(interest: Tensor, free: Tensor, n: int, generator: torch.Generat
     return free[torch.unique(torch.cat([anywhere, near]))]
 
 
-def _around(centres: Tensor, space: ParameterSpace, taken: Tensor, shrink: int, generator: torch.Generator) -> Tensor:
-    """Allowed points scattered around the centres (k, d), 64 in all, ever nearer from round to round."""
-    width = 0.08 / 5**shrink
-    steps = torch.randn(len(centres), 64 // len(centres), space.dim, generator=generator, dtype=centres.dtype)
-    u = space.snap((centres[:, None, :] + width * steps).clamp(0.0, 1.0).reshape(-1, space.dim))
-    u = u[space.allowed_unit(u)]
-    return u[not_taken(u, taken)]
+def _around(centres: Tensor, space: ParameterSpace, shrink: int, generator: torch.Generator) -> Tensor:
+    """Allowed looks scattered around the centres (k, d + further columns), 64 in all, nearer from round to round."""
+    width, d = 0.08 / 5**shrink, space.dim
+    steps = torch.randn(len(centres), 64 // len(centres), d, generator=generator, dtype=centres.dtype)
+    u = space.snap((centres[:, None, :d] + width * steps).clamp(0.0, 1.0).reshape(-1, d))
+    u = torch.cat([u, centres[:, d:].repeat_interleave(64 // len(centres), 0)], 1)
+    return u[space.allowed_unit(u[:, :d])]
 
 
 def poisson_disc(points: Tensor, score: Tensor, taken: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -101,7 +101,6 @@ class Evidence:
         nuggets: 1 where the nugget adds to the noise, 0 where an observation stands for a censored one, (n,).
         offset: part of the mean that is known, (n,); None for none.
         extra: part of the covariance that is known, (n, n); None for none.
-        ridge: precision of the normal prior on the coefficients of the mean, (b,); None for `RIDGE` each.
     """
 
     kernel: str
@@ -112,15 +111,10 @@ class Evidence:
     nuggets: np.ndarray
     offset: np.ndarray | None = None
     extra: np.ndarray | None = None
-    ridge: np.ndarray | None = None
 
     @functools.cached_property
     def _target(self) -> np.ndarray:
         return self.y if self.offset is None else self.y - self.offset
-
-    @functools.cached_property
-    def _ridge(self) -> np.ndarray:
-        return np.full(self.basis.shape[1], RIDGE) if self.ridge is None else self.ridge
 
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """-ln p(y | theta) - ln p(theta) up to a constant, and its gradient.
@@ -146,10 +140,10 @@ class Evidence:
         precision = precision + precision.T
         precision.flat[:: n + 1] *= 0.5
         weighted = precision @ self.basis
-        beta = np.linalg.solve(self.basis.T @ weighted + np.diag(self._ridge), weighted.T @ self._target)
+        beta = np.linalg.solve(self.basis.T @ weighted + RIDGE * np.eye(self.basis.shape[1]), weighted.T @ self._target)
         residual = self._target - self.basis @ beta
         alpha = precision @ residual
-        value = 0.5 * (residual @ alpha + self._ridge @ beta**2) + np.log(np.diagonal(factor)).sum()
+        value = 0.5 * (residual @ alpha + RIDGE * beta @ beta) + np.log(np.diagonal(factor)).sum()
 
         # dL/dK = (K^-1 - alpha alpha^T)/2 and dK/d(r_k^2) = -slope_k/2
         pull = 0.5 * (precision - np.outer(alpha, alpha))
@@ -230,7 +224,7 @@ class Evidence:
         factor = cholesky(torch.from_numpy(covariance)).numpy()
         precision = scipy.linalg.cho_solve((factor, True), np.eye(n))
         weighted = precision @ self.basis
-        beta = np.linalg.solve(self.basis.T @ weighted + np.diag(self._ridge), weighted.T @ self._target)
+        beta = np.linalg.solve(self.basis.T @ weighted + RIDGE * np.eye(self.basis.shape[1]), weighted.T @ self._target)
         variance = 1 / precision.diagonal()
         return self.y - variance * (precision @ (self._target - self.basis @ beta)), variance
 

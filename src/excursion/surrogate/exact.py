@@ -117,11 +117,25 @@ class _Source:
         return self.belief.view(torch.cat([u, own[:, None]], 1) if own.any() else u)
 
 
+@dataclass(frozen=True)
+class _Link:
+    """How f follows its source: the weight's normal prior, and its value once data are known.
+
+    Attributes:
+        prior, variance: of the prior.
+        weight: mean given the data; scales what is not known of the source.
+    """
+
+    prior: float
+    variance: float
+    weight: float
+
+
 @dataclass(frozen=True, repr=False)
 class _Process(Posterior):
-    """One task: z = shift + weight * (source - shift) + scale * (basis @ beta + GP), the GP in standardised units.
+    """One task: z = shift + w * (source - shift) + scale * (basis @ beta + GP), the GP in standardised units.
 
-    ``white`` is L^-1 (z - prior mean)/scale for L L^T = prior covariance + noise: predictions and rank updates need
+    The weight w of the source has a normal prior, ``link``, so that few data leave it open. ``white`` is L^-1 (z - prior mean)/scale for L L^T = prior covariance + noise: predictions and rank updates need
     nothing else. What is believed of the source is the prior: conditioned on values of f it is what all data of all
     fidelities together tell, nested or not. Points of level 1 and more (see `Posterior`) are values of the source.
 
@@ -141,7 +155,7 @@ class _Process(Posterior):
     factor: Tensor
     white: Tensor
     source: _Source | None = None
-    weight: float = 0.0
+    link: _Link | None = None
     columns: tuple[int, ...] | None = None  # the parameters that f depends on
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,24 +173,27 @@ class _Process(Posterior):
         """What is believed at u before values of f itself are known."""
         d = self.kernel.metric.shape[1]
         level = u[:, d] if u.shape[1] > d else u.new_zeros(len(u))
-        u, own, pull = u[:, :d], (level == 0).to(u.dtype), torch.where(level == 0, self.weight, 1.0)
+        link = self.link or _Link(0.0, 0.0, 0.0)
+        u, own, pull = u[:, :d], (level == 0).to(u.dtype), torch.where(level == 0, link.weight, 1.0)
         mean = self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
         variance = (self.scale**2 * self.kernel.amplitude).expand(len(u))
         noise = (self.scale**2 * (self.nugget + self.known)).expand(len(u))
         if not own.all() and self.source is None:
             raise ShapeError(f"posterior: must have a cheaper fidelity for levels above 0, got {level.max():g}")
-        if self.source is None or not pull.any():
-            return _Prior(mean, variance, noise, self, u, own, pull, None)
+        if self.source is None or (self.link is None and own.all()):
+            return _Prior(mean, variance, noise, self, u, own, pull, torch.zeros_like(own), None)
         below = self.source.view(u, level)
-        follows = pull * (below.mean[0] - own * self.shift)
+        excess = own * (below.mean[0] - self.shift)
+        lever = math.sqrt(link.variance) * excess / self.scale
         return _Prior(
-            own * mean + follows,
-            own * variance + pull**2 * below.variance[0],
+            torch.where(level == 0, mean + link.prior * excess, below.mean[0]),
+            own * variance + pull**2 * below.variance[0] + (self.scale * lever) ** 2,
             torch.where(level == 0, noise, below.noise[0]),
             self,
             u,
             own,
             pull,
+            lever,
             below,
         )
 
@@ -221,7 +238,7 @@ class _Process(Posterior):
                 "nugget": float(self.scale * self.nugget.sqrt()),
                 "mean": (self.shift + self.scale * self.beta[0]).item(),
             }
-            | ({} if self.source is None else {"follows": self.weight}),
+            | ({} if self.source is None else {"follows": self.link.weight if self.link else 0.0}),
         )
 
 
@@ -229,7 +246,8 @@ class _Process(Posterior):
 class _Prior:
     """A process at n points u before values of f itself: mean, variance and noise (n,).
 
-    ``own`` is 1 at points of f itself, 0 at those of cheaper levels; ``pull`` the weight of the source there.
+    ``own`` is 1 at points of f itself, 0 at those of cheaper levels; ``pull`` the weight of the source there; ``lever``
+    what a standard deviation of that weight does, standardised.
     """
 
     mean: Tensor
@@ -239,6 +257,7 @@ class _Prior:
     u: Tensor
     own: Tensor
     pull: Tensor
+    lever: Tensor
     below: View | None
 
     def covariance(self, other: _Prior) -> Tensor:
@@ -249,6 +268,7 @@ class _Prior:
         if self.below is not None and other.below is not None:
             pull = self.pull[:, None] / self.process.scale**2
             out.addcmul_(self.below.covariance(other.below)[0] * pull, other.pull.expand_as(out))
+            out.addr_(self.lever, other.lever)
         return out
 
 
@@ -511,26 +531,40 @@ class _Told:
         source: see `_Source`.
         mean: of the source, (n,).
         covariance: of the source, (n, n).
-        prior: mean of the normal prior on the weight.
-        ridge: its precision.
-        guess: least squares' weight, which scales what is not known of the source while the weight is sought.
+        link: prior of the weight, and least squares' weight.
     """
 
     source: _Source
     mean: Tensor
     covariance: Tensor
-    prior: float
-    ridge: float
-    guess: float
+    link: _Link
 
     @classmethod
     def by(cls, source: _Source, u: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> _Told:
         view = source.view(u, torch.zeros(len(u), dtype=u.dtype))
         mean, covariance = (view.mean[0] - shift) / scale, view.covariance(view)[0] / scale**2
         # A fidelity is about the same quantity.
-        prior, ridge = (1.0, ALIKE**-2) if source.below else (0.0, RIDGE)
-        guess = prior + (mean @ (y - prior * mean)) / (mean @ mean + ridge)
-        return cls(source, mean, covariance, prior, ridge, float(guess))
+        prior, variance = (1.0, ALIKE**2) if source.below else (0.0, 1 / RIDGE)
+        guess = prior + (mean @ (y - prior * mean)) / (mean @ mean + 1 / variance)
+        return cls(source, mean, covariance, _Link(prior, variance, float(guess)))
+
+    def with_weight(self, kernel: Tensor, basis: Tensor, y: Tensor) -> _Told:
+        """With the weight's mean given standardised values y and the covariance of what is not the source, noise
+        included."""
+        noisy = kernel + self.link.weight**2 * self.covariance
+        ridge = torch.tensor([*[RIDGE] * basis.shape[1], 1 / self.link.variance], dtype=y.dtype)
+        weights = _profile(noisy, torch.cat([basis, self.mean[:, None]], 1), y - self.offset, ridge)[2]
+        return replace(self, link=replace(self.link, weight=self.link.prior + float(weights[-1])))
+
+    @property
+    def offset(self) -> Tensor:
+        """Of the mean of f, (n,)."""
+        return self.link.prior * self.mean
+
+    @property
+    def extra(self) -> Tensor:
+        """Covariance of f that comes from the source and the weight, (n, n)."""
+        return self.link.weight**2 * self.covariance + self.link.variance * torch.outer(self.mean, self.mean)
 
 
 @dataclass(frozen=True)
@@ -554,15 +588,11 @@ class _Standardised:
     def evidence(self, kernel: str, index: np.ndarray, follows: int | None) -> Evidence:
         """Of some of the observations, as following one of the sources or none."""
         u = _part(self.u[index], self.columns)
-        basis, offset, extra, ridge = self._basis[index], None, None, None
-        if follows is not None:
-            told = self.told[follows]
-            mean = told.mean[index]
-            offset, extra = told.prior * mean.numpy(), told.guess**2 * told.covariance[index][:, index].numpy()
-            ridge = np.array([*[RIDGE] * basis.shape[1], told.ridge])
-            basis = torch.cat([basis, mean[:, None]], 1)
-        arrays = [t.numpy() for t in (u, basis, self.y[index], self.noise[index], 1 - self.site[index])]
-        return Evidence(kernel, *arrays, offset, extra, ridge)
+        arrays = [t.numpy() for t in (u, self._basis[index], self.y[index], self.noise[index], 1 - self.site[index])]
+        if follows is None:
+            return Evidence(kernel, *arrays)
+        told = self.told[follows]
+        return Evidence(kernel, *arrays, told.offset[index].numpy(), told.extra[index][:, index].numpy())
 
     def drawn(self, found: list[_Explanation]) -> list[_Explanation]:
         """The explanations and draws of the posterior around each; the heavier an explanation, the more draws."""
@@ -584,17 +614,13 @@ class _Standardised:
         kernel = Kernel(e.name, metric, torch.from_numpy(variances))
         return kernel, torch.tensor(learned, dtype=self.u.dtype), kernel(self.u, self.u)
 
-    def _follow(self, e: _Explanation, gram: Tensor, nugget: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Weight of the source, prior covariance (n, n) without noise, and the mean that the source gives, (n,)."""
+    def _follow(self, e: _Explanation, gram: Tensor, nugget: Tensor) -> tuple[_Told | None, Tensor, Tensor]:
+        """What is followed, prior covariance (n, n) without noise, and the mean that the source gives, (n,)."""
         if e.follows is None:
-            return 0.0, gram, torch.zeros_like(self.y)
-        told = self.told[e.follows]
-        noisy = gram + told.guess**2 * told.covariance + torch.diag(self.noise + (1 - self.site) * nugget)
-        basis = torch.cat([self._basis, told.mean[:, None]], 1)
-        ridge = torch.full_like(basis[0], RIDGE)
-        ridge[-1] = told.ridge
-        weight = told.prior + float(_profile(noisy, basis, self.y - told.prior * told.mean, ridge)[2][-1])
-        return weight, gram + weight**2 * told.covariance, weight * told.mean
+            return None, gram, torch.zeros_like(self.y)
+        noise = torch.diag(self.noise + (1 - self.site) * nugget)
+        told = self.told[e.follows].with_weight(gram + noise, self._basis, self.y)
+        return told, gram + told.extra, told.offset
 
     def with_sites(self, e: _Explanation, y: Tensor, known: Tensor, side: Tensor) -> _Standardised:
         """The bounds among (y, known, side) as Gaussian observations, by expectation propagation under e."""
@@ -608,12 +634,11 @@ class _Standardised:
     def process(self, e: _Explanation, typical: Tensor) -> _Process:
         """The belief under e; ``typical`` is the known variance of an observation to come."""
         kernel, nugget, gram = self._gram(e)
-        weight, covariance, offset = self._follow(e, gram, nugget)
+        told, covariance, offset = self._follow(e, gram, nugget)
         noisy = covariance + torch.diag(self.noise + (1 - self.site) * nugget)
         factor, white, beta = _profile(noisy, self._basis, self.y - offset)
         # Without a weight, the source still tells what a look at the cheaper fidelity would give.
-        used = [t.source for i, t in enumerate(self.told) if i == e.follows or (e.follows is None and t.source.below)]
-        source = used[0] if used else None
+        source = told.source if told else next((t.source for t in self.told if t.source.below), None)
         return _Process(
             kernel,
             self.mean,
@@ -626,7 +651,7 @@ class _Standardised:
             factor,
             white,
             source,
-            weight,
+            told.link if told else None,
             self.columns,
         )
 

@@ -49,12 +49,13 @@ def believe(problem: Problem, recipe: Surrogate, trials: Sequence[Trial]) -> Bel
     """The belief from the trials that hold values.
 
     Raises:
-        FitError: fewer than two trials hold values.
+        FitError: fewer than two trials (of the dearest fidelity) hold values.
     """
     settled = settle(problem, trials)
     data = observations(settled, trials)
     posterior = recipe.fit(data)
-    factors = {t.name: temperature(t, trials) for t in settled.tasks}
+    dear = _informative(settled, trials)
+    factors = {t.name: temperature(t, dear) for t in settled.tasks}
     if any(f != 1.0 for f in factors.values()):
         posterior = Tempered(posterior, torch.tensor(list(factors.values()), dtype=torch.float64))
     return Belief(settled, posterior, data, factors)
@@ -63,46 +64,66 @@ def believe(problem: Problem, recipe: Surrogate, trials: Sequence[Trial]) -> Bel
 def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     """The trials that hold values, as the surrogate sees them, in the order of their numbers.
 
-    An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
-    anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and it lies
-    beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer saturates, not
-    what the function does there. A plateau taken for values makes a smooth edge look like a cliff. Where fewer than two
-    other values are known it is taken for values all the same: something has to set the scale.
+    Those of cheaper fidelities are `Observations.cheaper` of the next dearer one. What a trial does not say of a task is
+    not known. An infinite value becomes a bound at the farthest finite value known on its side (thresholds included):
+    "beyond anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and
+    it lies beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer
+    saturates, not what the function does there. A plateau taken for values makes a smooth edge look like a cliff. Where
+    fewer than two other values are known it is taken for values all the same: something has to set the scale.
 
     Raises:
         InvalidProblem: a transform is still to be settled (`settle`).
     """
-    done = _informative(trials)
+    found: Observations | None = None
+    # A fidelity without values tells nothing: the next dearer one follows the one below.
+    for level in range(len(problem.fidelities) - 1, 0, -1):
+        if done := _informative(problem, trials, level):
+            names = problem.fidelities[-1 - level].parameters
+            columns = None if names is None else tuple(problem.space.names.index(n) for n in names)
+            found = replace(_at_level(problem, done), cheaper=found, columns=columns)
+    return replace(_at_level(problem, _informative(problem, trials)), cheaper=found)
+
+
+def _at_level(problem: Problem, done: Sequence[Trial]) -> Observations:
+    """What these trials with values, all of one fidelity, tell."""
     u = problem.space.to_unit(problem.space.tensor([t.x for t in done]))
-    columns, variances, sides = [], [], []
-    for task in problem.tasks:
-        outcomes = [t.outcome for t in done if t.outcome]
-        y = _values(task, done)
-        variance = torch.tensor([o.variances.get(task.name, 0.0) for o in outcomes], dtype=torch.float64)
-        side = torch.tensor(
-            [{"above": 1.0, "below": -1.0}.get(o.bounds.get(task.name, ""), 0.0) for o in outcomes],
-            dtype=torch.float64,
-        )
-        z = task.map(y)
-        beyond = ~(z.abs() < _BEYOND)
-        side = torch.where(beyond & (side == 0), z.sign(), side)
-        exact = side == 0
-        railed = side.clone()
-        for rail, sign in ((y[exact].max(), 1.0), (y[exact].min(), -1.0)) if task.thresholds and exact.any() else ():
-            at = exact & (y == rail)
-            if len(u[at].unique(dim=0)) >= _RAIL and bool((sign * (rail - y.new_tensor(task.thresholds)) > 0).all()):
-                railed = torch.where(at, y.new_tensor(sign), railed)
-        side = railed if (railed == 0).sum() >= 2 else side
-        finite = torch.cat([z[~beyond], task.levels])
-        finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
-        slope = task.map.slope(y)
-        slope = torch.where(y.isfinite() & slope.isfinite() & ~beyond, slope, torch.zeros_like(y))
-        columns.append(z.clamp(finite.min(), finite.max()))
-        # The slope of a logarithm may be infinite.
-        variances.append((variance.sqrt() * slope.clamp_max(1e300)).clamp_max(1e60) ** 2)
-        sides.append(side)
+    known = torch.tensor([[name in t.outcome.values for name in problem.task_names] for t in done if t.outcome])
+    known = known.reshape(len(done), len(problem.tasks))  # none at all has no columns
+    columns = [_column(task, u, done) for task in problem.tasks]
     levels = tuple(t.levels for t in problem.tasks)
-    return Observations(u, torch.stack(columns, 1), torch.stack(variances, 1), torch.stack(sides, 1), levels)
+    z, variance, side = (torch.stack(part, 1) for part in zip(*columns))
+    return Observations(u, z, variance, side, levels, None if known.all() else known)
+
+
+def _column(task: Task, u: Tensor, done: Sequence[Trial]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, variances and sides of a task, (n,); zeros where it is missing."""
+    rows = torch.tensor([i for i, t in enumerate(done) if t.outcome and task.name in t.outcome.values], dtype=torch.long)
+    outcomes = [t.outcome for t in done if t.outcome and task.name in t.outcome.values]
+    y = _values(task, done)
+    variance = torch.tensor([o.variances.get(task.name, 0.0) for o in outcomes], dtype=torch.float64)
+    side = torch.tensor(
+        [{"above": 1.0, "below": -1.0}.get(o.bounds.get(task.name, ""), 0.0) for o in outcomes], dtype=torch.float64
+    )
+    z = task.map(y)
+    beyond = ~(z.abs() < _BEYOND)
+    side = torch.where(beyond & (side == 0), z.sign(), side)
+    exact = side == 0
+    railed = side.clone()
+    for rail, sign in ((y[exact].max(), 1.0), (y[exact].min(), -1.0)) if task.thresholds and exact.any() else ():
+        at = exact & (y == rail)
+        far = bool((sign * (rail - y.new_tensor(task.thresholds)) > 0).all())
+        if far and len(u[rows][at].unique(dim=0)) >= _RAIL:
+            railed = torch.where(at, y.new_tensor(sign), railed)
+    side = railed if (railed == 0).sum() >= 2 else side
+    finite = torch.cat([z[~beyond], task.levels])
+    finite = finite if len(finite) else finite.new_zeros(1)  # an optimum is sought, and only infinities are known
+    slope = task.map.slope(y)
+    slope = torch.where(y.isfinite() & slope.isfinite() & ~beyond, slope, torch.zeros_like(y))
+    # The slope of a logarithm may be infinite.
+    scaled = (variance.sqrt() * slope.clamp_max(1e300)).clamp_max(1e60) ** 2
+    parts = (z.clamp(finite.min(), finite.max()), scaled, side)
+    z, variance, side = (torch.zeros(len(done), dtype=y.dtype).index_copy(0, rows, part) for part in parts)
+    return z, variance, side
 
 
 #: So many points with equal values at an end of their range are a saturation.
@@ -111,12 +132,16 @@ _RAIL = 3
 _BEYOND = 1e60
 
 
-def _informative(trials: Sequence[Trial]) -> list[Trial]:
-    return sorted((t for t in trials if t.state in INFORMATIVE and t.outcome), key=lambda t: t.number)
+def _informative(problem: Problem, trials: Sequence[Trial], level: int = 0) -> list[Trial]:
+    """Trials of this level with values, in the order of their numbers."""
+    chosen = [t for t in trials if t.state in INFORMATIVE and t.outcome and problem.level(t.fidelity) == level]
+    return sorted(chosen, key=lambda t: t.number)
 
 
 def _values(task: Task, done: Sequence[Trial]) -> Tensor:
-    return torch.tensor([t.outcome.values[task.name] for t in done if t.outcome], dtype=torch.float64)
+    """Of the trials that have one."""
+    values = [t.outcome.values[task.name] for t in done if t.outcome and task.name in t.outcome.values]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------------------- transforms
@@ -133,18 +158,23 @@ def settle(problem: Problem, trials: Sequence[Trial]) -> Problem:
 
     A Gaussian process is fitted under each transform that is possible (see `Task.choices`). The score is the log
     probability of the class (above or below each threshold) of the held-out observations, in closed form, plus a
-    part of the log density of the values y, which decides where the classes do not.
+    part of the log density of the values y, which decides where the classes do not. Scores of all fidelities are added
+    up, and those of all tasks with the same thresholds, which therefore have the same transform: so that one is a
+    multiple of another where their values are.
 
     The choice is made anew whenever the number of observations has grown by a fifth, from the first so many: a
     function of the history, and cheap. Before two are known it is the simplest.
     """
     if not any(t.transform == "auto" for t in problem.tasks):
         return problem
-    done = _informative(trials)
-    done = done[: _milestone(len(done))]
-    return replace(
-        problem, tasks=tuple(_settled(problem, t, done) if t.transform == "auto" else t for t in problem.tasks)
-    )
+    done = [_informative(problem, trials, level) for level in range(max(1, len(problem.fidelities)))]
+    done = [some[: _milestone(len(some))] for some in done]
+    groups: dict[tuple[float, ...], list[Task]] = {}
+    for t in problem.tasks:
+        if t.transform == "auto":
+            groups.setdefault(t.thresholds, []).append(t)
+    settled = {t.name: t for tasks in groups.values() for t in _settled(problem, tasks, done)}
+    return replace(problem, tasks=tuple(settled.get(t.name, t) for t in problem.tasks))
 
 
 def _milestone(n: int) -> int:
@@ -165,25 +195,38 @@ def _jury(d: int) -> int:
     return min(256, max(48, 8 * d * d))
 
 
-def _settled(problem: Problem, task: Task, done: Sequence[Trial]) -> Task:
-    y = _values(task, done)
-    # A transform that turns finite values into bounds has less to explain: its score cannot be compared.
-    whole = [c for c in task.choices(y) if bool((c.map(y[y.isfinite()]).abs() < _BEYOND).all())]
-    choices = whole or task.choices(y)
-    if len(choices) == 1 or len(done) < 2:
-        return choices[0]
+def _settled(problem: Problem, tasks: Sequence[Task], done: Sequence[Sequence[Trial]]) -> list[Task]:
+    """The tasks under the transform that suits all of them; ``done`` per level."""
+    options = []
+    for task in tasks:
+        y = torch.cat([_values(task, some) for some in done])
+        choices = task.choices(y)
+        # A transform that turns finite values into bounds has less to explain: its score cannot be compared.
+        whole = [c for c in choices if bool((c.map(y[y.isfinite()]).abs() < _BEYOND).all())]
+        options.append({c.transform: c for c in whole or choices})
+    names = [name for name in options[0] if all(name in some for some in options)]
+    if not names:  # no transform suits all
+        return [task for own in tasks for task in _settled(problem, [own], done)]
 
-    def score(choice: Task) -> float:
-        data = observations(replace(problem, tasks=(choice,)), done)
-        kept = telling(data.z[:, 0].numpy(), data.levels[0].numpy(), _jury(problem.space.dim))
-        data = Observations(data.u[kept], data.z[kept], data.variance[kept], data.side[kept], data.levels)
-        exact = data.side[:, 0] == 0
-        (total,) = _JUDGE.scores(data)
-        return (
-            total - _HANDICAP.get(choice.transform, 0.0) + DENSITY * float(choice.map.log_slope(y[kept][exact]).sum())
-        )
+    def score(name: str) -> float:
+        return sum(_score(problem, some[name], level) for some in options for level in done)
 
-    return max(choices, key=score)
+    known = max(len(level) for level in done)
+    best = max(names, key=score) if len(names) > 1 and known >= 2 else names[0]
+    return [some[best] for some in options]
+
+
+def _score(problem: Problem, choice: Task, done: Sequence[Trial]) -> float:
+    """How well a transform explains trials of one level."""
+    y = _values(choice, done)
+    if len(y) < 2:
+        return 0.0
+    data = _at_level(replace(problem, tasks=(choice,)), done).task(0)
+    kept = telling(data.z[:, 0].numpy(), data.levels[0].numpy(), _jury(problem.space.dim))
+    data = data.rows(kept)
+    exact = data.side[:, 0] == 0
+    (total,) = _JUDGE.scores(data)
+    return total - _HANDICAP.get(choice.transform, 0.0) + DENSITY * float(choice.map.log_slope(y[kept][exact]).sum())
 
 
 # ------------------------------------------------------------------------------------------------- calibration
@@ -205,7 +248,8 @@ def temperature(task: Task, trials: Sequence[Trial]) -> float:
     It is never below 1: predictions that come true too often are no reason to trust a belief more than it does itself.
     """
     signs, scores = [], []
-    for t in _informative(trials)[-_LATEST:]:
+    known = [t for t in trials if t.state in INFORMATIVE and t.outcome and task.name in t.outcome.values]
+    for t in sorted(known, key=lambda t: t.number)[-_LATEST:]:
         if t.outcome is None or task.name not in t.predicted or not 0 < t.predicted[task.name] < 1:
             continue
         before = float(t.belief.get(task.name, {}).get("temperature", 1.0))

@@ -30,12 +30,15 @@ class Belief:
         posterior: fitted to the trials with values; pending and failed ones play no part.
         data: what it was fitted to.
         temperature: task -> factor on the standard deviations, from how well past predictions came true.
+        levels: the levels of the problem (see `Problem.level`) that the levels of the posterior stand for: those with
+            values.
     """
 
     problem: Problem
     posterior: Posterior
     data: Observations
     temperature: dict[str, float]
+    levels: tuple[int, ...] = (0,)
 
     def summary(self) -> dict[str, dict[str, float | str]]:
         """Per task the transform, its scale and the temperature, JSON-compatible: kept with each proposal."""
@@ -58,7 +61,8 @@ def believe(problem: Problem, recipe: Surrogate, trials: Sequence[Trial]) -> Bel
     factors = {t.name: temperature(t, dear) for t in settled.tasks}
     if any(f != 1.0 for f in factors.values()):
         posterior = Tempered(posterior, torch.tensor(list(factors.values()), dtype=torch.float64))
-    return Belief(settled, posterior, data, factors)
+    cheaper = (level for level in range(1, len(problem.fidelities)) if _informative(problem, trials, level))
+    return Belief(settled, posterior, data, factors, (0, *cheaper))
 
 
 def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
@@ -97,7 +101,9 @@ def _at_level(problem: Problem, done: Sequence[Trial]) -> Observations:
 
 def _column(task: Task, u: Tensor, done: Sequence[Trial]) -> tuple[Tensor, Tensor, Tensor]:
     """Values, variances and sides of a task, (n,); zeros where it is missing."""
-    rows = torch.tensor([i for i, t in enumerate(done) if t.outcome and task.name in t.outcome.values], dtype=torch.long)
+    rows = torch.tensor(
+        [i for i, t in enumerate(done) if t.outcome and task.name in t.outcome.values], dtype=torch.long
+    )
     outcomes = [t.outcome for t in done if t.outcome and task.name in t.outcome.values]
     y = _values(task, done)
     variance = torch.tensor([o.variances.get(task.name, 0.0) for o in outcomes], dtype=torch.float64)

@@ -19,17 +19,20 @@ from .acquisition import (
     EI,
     SUR,
     Acquisition,
+    Offer,
+    Offers,
     Prospect,
     Search,
     Sobol,
     Target,
     acquisition_from_json,
     incumbent,
+    poisson_disc,
     select,
 )
 from .acquisition.criteria import acquisition_to_json
 from .acquisition.search import not_taken
-from .belief import Belief, believe, observations
+from .belief import Belief, believe, observations, settle
 from .data import FINISHED, INFORMATIVE, TABLE, Outcome, Proposal, Trial
 from .errors import (
     InvalidOutcome,
@@ -72,6 +75,7 @@ class Strategy:
         design_size: space-filling points come first, until this many trials hold values; None means 4 + 2 d.
         exploration: fraction of later points that are space-filling all the same, against missed islands (0 to 1).
         seed: fixes all random numbers; with the history it fixes every proposal.
+        replicates: a point may be asked again, for noisy values on a grid.
     """
 
     surrogate: Surrogate = field(default_factory=GaussianProcess)
@@ -80,6 +84,7 @@ class Strategy:
     design_size: int | None = None
     exploration: float = 0.05
     seed: int = 0
+    replicates: bool = False
 
     def __post_init__(self) -> None:
         for name in ("design_size", "seed"):
@@ -123,6 +128,7 @@ class Strategy:
             "design_size": self.design_size,
             "exploration": self.exploration,
             "seed": self.seed,
+            "replicates": self.replicates,
         }
 
     @classmethod
@@ -165,12 +171,16 @@ def conditioned(belief: Belief, trials: Sequence[Trial]) -> Posterior:
     Conditioning on a pending trial shrinks the variance around it as its value will. Failed trials are treated alike:
     another look at the same place would fail again, so nothing near is worth asking.
     """
-    blind = [t.x for t in trials if t.state not in INFORMATIVE]
+    blind = [t for t in trials if t.state not in INFORMATIVE and belief.problem.level(t.fidelity) in belief.levels]
     if not blind:
         return belief.posterior
+    space = belief.problem.space
+    u = space.to_unit(space.tensor([t.x for t in blind]))
+    if len(belief.levels) > 1:
+        level = [belief.levels.index(belief.problem.level(t.fidelity)) for t in blind]
+        u = torch.cat([u, torch.tensor(level, dtype=u.dtype)[:, None]], 1)
     with torch.no_grad():
-        space = belief.problem.space
-        return belief.posterior.condition(space.to_unit(space.tensor(blind)))
+        return belief.posterior.condition(u)
 
 
 def target(problem: Problem, posterior: Posterior, observed: Tensor) -> Target:
@@ -206,47 +216,57 @@ def propose(
         InvalidStrategy: the criterion does not fit the problem's goal.
     """
     space, k, strategy = problem.space, len(trials), strategy.suited_to(problem)
-    known = sum(t.state in INFORMATIVE for t in trials)
     basis = sum(t.state in FINISHED for t in trials)
-    taken = space.to_unit(space.tensor([t.x for t in trials]))
-    lattice = _small_lattice(space, k + n) if among is None else among
-    if lattice is not None:
-        n = min(n, _left(lattice, taken if among is not None else space.snap(taken)))
-    if known < max(strategy.design(space.dim), 2) or isinstance(strategy.acquisition, Sobol):
-        if among is None:
-            u = _space_filling(space, taken, n, strategy.seed, lattice)
-        else:
-            u = _spread(among, taken, n, strategy.seed)
-        return [Proposal(space.point(x), basis) for x in space.from_unit(u)]
+    level = _to_design(problem, strategy, trials)
+    if level is not None or isinstance(strategy.acquisition, Sobol):
+        u = _design(problem, strategy, trials, n, level or 0, among)
+        name, events = _names(problem, level or 0)
+        return [Proposal(space.point(x), basis, fidelity=name, events=events) for x in space.from_unit(u)]
 
     belief = believe(problem, strategy.surrogate, trials)
     problem, posterior = belief.problem, conditioned(belief, trials)
+    ways = _ways(belief, trials)
+    offers = Offers(tuple(offer for offer, _ in ways))
+    taken = space.to_unit(space.tensor([t.x for t in trials]))
+    if offers.columns:
+        at = [problem.level(t.fidelity) for t in trials]
+        place = [belief.levels.index(i) if i in belief.levels else -1 for i in at]
+        taken = torch.cat([taken, torch.tensor(place, dtype=taken.dtype).reshape(-1, 1)], 1)
+    lattice = _small_lattice(space, k + n) if among is None else among
+    if lattice is not None and not strategy.replicates:
+        n = min(
+            n, _left(offers.of(lattice)[:, : taken.shape[1]], taken if among is not None else _snapped(space, taken))
+        )
     # Every 1/exploration-th trial, counted by number so that batches of any size explore alike.
     explore = [_floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)]
     chosen: list[tuple[Tensor, str, float | None]] = []
     if any(explore):
+        # The cheapest way to look is good enough to find what was missed.
+        cheapest = min(range(len(ways)), key=lambda i: offers.ways[i].cost)
         pool = space.sample(0, 2048, (strategy.seed + 7919 * (k + 1)) % 2**31) if among is None else among
-        extra = _farthest(pool, taken, sum(explore))
+        extra = offers.of(_farthest(pool, taken[:, : space.dim], sum(explore)))
+        extra = extra[cheapest * sum(explore) :][: sum(explore)]
         chosen += [(row, "exploration", None) for row in extra]
         with torch.no_grad():
-            posterior = posterior.condition(extra)
-        taken = torch.cat([taken, extra])
+            posterior = posterior.condition(offers.at(extra))
+        taken = torch.cat([taken, extra[:, : taken.shape[1]]])
     if (rest := n - sum(explore)) > 0 and strategy.acquisition:
-        known_u = space.to_unit(space.tensor([t.x for t in trials if t.state in INFORMATIVE]))
         u, scores = select(
             strategy.acquisition,
             posterior,
             space,
-            target(problem, posterior, known_u),
+            target(problem, posterior, belief.data.u),
             rest,
             seed=strategy.seed + 104729 * (k + 1),
-            taken=taken,
+            taken=taken[:0] if strategy.replicates else taken,
             search=strategy.search,
             among=among,
+            offers=offers,
         )
         name = type(strategy.acquisition).__name__
         chosen = [(row, name, float(s)) for row, s in zip(u, scores)] + chosen
-    points = torch.stack([row for row, _, _ in chosen])
+    looks = torch.stack([row for row, _, _ in chosen])
+    points = offers.place(looks)
     with torch.no_grad():
         mean, variance = posterior.marginal(points)
     above = {
@@ -255,10 +275,145 @@ def propose(
         if t.thresholds
     }
     summary = belief.summary()
-    return [
-        Proposal(space.point(x), basis, criterion, score, {name: float(p[i]) for name, p in above.items()}, summary)
-        for i, (x, (_, criterion, score)) in enumerate(zip(space.from_unit(points), chosen))
-    ]
+    proposals = []
+    for i, (x, (row, criterion, score)) in enumerate(zip(space.from_unit(points), chosen)):
+        fidelity, events = ways[int(row[-1]) if offers.columns else 0][1]
+        predicted = {name: float(p[i]) for name, p in above.items()}
+        proposals.append(Proposal(space.point(x), basis, criterion, score, predicted, summary, fidelity, events))
+    return proposals
+
+
+#: The dearest fidelity needs this part of the design where a cheaper one is known, and the cheapest so many times it.
+_LESS, _MORE = 0.5, 2
+
+
+def _to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> int | None:
+    """The level that still needs space-filling points; None once all have enough."""
+    d, size = problem.space.dim, max(strategy.design(problem.space.dim), 2)
+    known = [0] * max(1, len(problem.fidelities))
+    for t in trials:
+        known[problem.level(t.fidelity)] += t.state in INFORMATIVE
+    asked = [level for level, f in enumerate(reversed(problem.fidelities)) if f.cost is not None] or [0]
+    for level in reversed(asked):
+        below = any(count >= size for count in known[level + 1 :])
+        if below:
+            needed = max(d + 1, math.ceil(_LESS * size))
+        else:
+            needed = size if level == 0 else _MORE * size
+        if known[level] < needed:
+            return level
+    return None
+
+
+def _design(
+    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, level: int, among: Tensor | None
+) -> Tensor:
+    """The next n points of the design of a level: space-filling; half of them near the contour where the next cheaper
+    fidelity says that it is."""
+    space = problem.space
+    taken = space.to_unit(space.tensor([t.x for t in trials if problem.level(t.fidelity) == level]))
+    lattice = _small_lattice(space, len(taken) + n) if among is None else among
+    if lattice is not None:
+        n = min(n, _left(lattice, taken if among is not None else space.snap(taken)))
+    if among is not None:
+        return _spread(among, taken, n, strategy.seed)
+    near = _near_contour(problem, strategy, trials, n // 2, level, taken) if lattice is None else taken[:0]
+    filling = _space_filling(space, torch.cat([taken, near]), n - len(near), strategy.seed, lattice)
+    # In turn, so that the first few are of both kinds.
+    order = torch.cat([torch.arange(len(filling)) * 2, torch.arange(len(near)) * 2 + 1]).argsort()
+    return torch.cat([filling, near])[order]
+
+
+@torch.no_grad()
+def _near_contour(
+    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, level: int, taken: Tensor
+) -> Tensor:
+    """n points near the level set of the cheaper fidelities, apart from one another; none if these know too little."""
+    cheap = observations(settle(problem, trials), [t for t in trials if problem.level(t.fidelity) > level]).cheaper
+    if n < 1 or problem.sign or cheap is None or len(cheap) < strategy.design(problem.space.dim):
+        return taken[:0]
+    if cheap.known is not None:
+        return taken[:0]  # some of the tasks only
+    posterior = strategy.surrogate.fit(cheap)
+    pool = problem.space.sample(0, 4096, (strategy.seed + 7919 * (len(trials) + 1)) % 2**31)
+    mean, variance = posterior.marginal(pool)
+    # The dearer level set is somewhere near.
+    loose = variance + (_NEAR * cheap.z.std(0)[:, None]) ** 2
+    weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
+    interest = Target(cheap.levels, weights / weights.sum()).interest(mean, loose)
+    generator = torch.Generator().manual_seed(strategy.seed + 104729 * (len(trials) + 1))
+    return pool[poisson_disc(pool, interest, taken, n, generator)]
+
+
+#: How far the level sets of two fidelities may be apart, in standard deviations of all values.
+_NEAR = 0.2
+
+
+def _names(problem: Problem, level: int) -> tuple[str, int | None]:
+    """Fidelity and events of a design point."""
+    if not problem.fidelities:
+        return "", None
+    fidelity = problem.fidelities[-1 - level]
+    least, most = fidelity.events or (0, 0)
+    return fidelity.name, round(math.sqrt(least * most)) if fidelity.events else None
+
+
+#: So many numbers of events are weighed against each other.
+_SIZES = 5
+
+
+def _ways(belief: Belief, trials: Sequence[Trial]) -> list[tuple[Offer, tuple[str, int | None]]]:
+    """What may be asked: fidelities whose values are known, and numbers of events, each with its name and events."""
+    problem = belief.problem
+    if not problem.fidelities:
+        return [(Offer(), ("", None))]
+    ways: list[tuple[Offer, tuple[str, int | None]]] = []
+    for place, level in enumerate(belief.levels):
+        fidelity = problem.fidelities[-1 - level]
+        if fidelity.cost is None:
+            continue
+        if fidelity.events is None:
+            ways.append((Offer(place, problem.cost(fidelity.name)), (fidelity.name, None)))
+            continue
+        per_event = _noise_per_event(belief, trials, level)
+        least, most = fidelity.events
+        sizes = {round(least * (most / least) ** (i / (_SIZES - 1))) for i in range(_SIZES)}
+        nugget = torch.tensor([h.get("nugget", 0.0) ** 2 for h in belief.posterior.hyperparameters])
+        for events in sorted(sizes) if per_event is not None else [most]:
+            noise = None if per_event is None else per_event / events + (nugget if level == 0 else 0.0)
+            ways.append((Offer(place, problem.cost(fidelity.name, events), noise), (fidelity.name, events)))
+    return ways
+
+
+#: The noise of so many values, the nearest to a threshold, says how many events are needed.
+_NOISY = 16
+
+
+def _noise_per_event(belief: Belief, trials: Sequence[Trial], level: int) -> Tensor | None:
+    """Variance of z times the number of events, (t,), near the thresholds; None if variances are not known."""
+    data: Observations | None = belief.data
+    for _ in range(belief.levels.index(level)):
+        data = data.cheaper if data else None
+    done = sorted(
+        (t for t in trials if t.state in INFORMATIVE and belief.problem.level(t.fidelity) == level),
+        key=lambda t: t.number,
+    )
+    events = torch.tensor([float(t.events or math.nan) for t in done], dtype=torch.float64)
+    if data is None:
+        return None
+    out = []
+    for i, levels in enumerate(data.levels):
+        product = data.variance[:, i] * events
+        known = (data.side[:, i] == 0) & (data.variance[:, i] > 0) & events.isfinite()
+        if not known.any():
+            return None
+        distance = (data.z[known, i][:, None] - levels).abs().amin(1) if len(levels) else data.z[known, i] * 0
+        out.append(product[known][distance.argsort()[:_NOISY]].median())
+    return torch.stack(out)
+
+
+def _snapped(space: ParameterSpace, taken: Tensor) -> Tensor:
+    return torch.cat([space.snap(taken[:, : space.dim]), taken[:, space.dim :]], 1)
 
 
 def _small_lattice(space: ParameterSpace, n: int) -> Tensor | None:

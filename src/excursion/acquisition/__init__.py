@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .batch import Offer, Offers
 from .criteria import (
     CRITERIA,
     EAVC,
@@ -36,6 +37,8 @@ __all__ = [
     "Acquisition",
     "ExclusionEntropy",
     "MutualInformation",
+    "Offer",
+    "Offers",
     "Prospect",
     "Ranjan",
     "Search",

@@ -68,8 +68,8 @@ def believe(problem: Problem, recipe: Surrogate, trials: Sequence[Trial]) -> Bel
 def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     """The trials that hold values, as the surrogate sees them, in the order of their numbers.
 
-    Those of cheaper fidelities are `Observations.cheaper` of the next dearer one. What a trial does not say of a task is
-    not known. An infinite value becomes a bound at the farthest finite value known on its side (thresholds included):
+    Those of cheaper fidelities are `Observations.cheaper` of the next dearer one. What a trial does not say of a task
+    is not known. An infinite value becomes a bound at the farthest finite value known on its side (thresholds included):
     "beyond anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and
     it lies beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer
     saturates, not what the function does there. A plateau taken for values makes a smooth edge look like a cliff. Where
@@ -203,7 +203,7 @@ def _jury(d: int) -> int:
 
 def _settled(problem: Problem, tasks: Sequence[Task], done: Sequence[Sequence[Trial]]) -> list[Task]:
     """The tasks under the transform that suits all of them; ``done`` per level."""
-    options = []
+    options: list[dict[str, Task]] = []
     for task in tasks:
         y = torch.cat([_values(task, some) for some in done])
         choices = task.choices(y)

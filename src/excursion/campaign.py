@@ -295,11 +295,9 @@ def _to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) ->
         known[problem.level(t.fidelity)] += t.state in INFORMATIVE
     asked = [level for level, f in enumerate(reversed(problem.fidelities)) if f.cost is not None] or [0]
     for level in reversed(asked):
-        below = any(count >= size for count in known[level + 1 :])
-        if below:
+        needed = size if level == 0 else _MORE * size
+        if any(count >= size for count in known[level + 1 :]):
             needed = max(d + 1, math.ceil(_LESS * size))
-        else:
-            needed = size if level == 0 else _MORE * size
         if known[level] < needed:
             return level
     return None

@@ -35,7 +35,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Offers:
-    """The ways to look at a point. Where there are several, points carry two more columns: level and number of offer."""
+    """The ways to look at a point. Where there are several, points carry two more columns: level and number."""
 
     ways: tuple[Offer, ...] = (Offer(),)
 

@@ -217,10 +217,8 @@ class _Process(Posterior):
         view, square = self.view(u), self.scale**2
         noise = (view.noise[0] if variance is None else variance[:, 0]) / square
         corner = cholesky(view.covariance(view)[0] / square + torch.diag(noise))
-        if z is None:
-            white = torch.zeros(len(u), dtype=u.dtype)  # what is seen is what was expected
-        else:
-            white = solve(corner, (z - view.mean.T) / self.scale)[:, 0]
+        # Without z, what is seen is what was expected.
+        white = torch.zeros(len(u), dtype=u.dtype) if z is None else solve(corner, (z - view.mean.T) / self.scale)[:, 0]
         factor = bordered(self.factor, view.v, corner)
         return replace(self, u=torch.cat(same_width(self.u, u)), factor=factor, white=torch.cat([self.white, white]))
 
@@ -589,10 +587,10 @@ class _Standardised:
         """Of some of the observations, as following one of the sources or none."""
         u = _part(self.u[index], self.columns)
         arrays = [t.numpy() for t in (u, self._basis[index], self.y[index], self.noise[index], 1 - self.site[index])]
-        if follows is None:
-            return Evidence(kernel, *arrays)
-        told = self.told[follows]
-        return Evidence(kernel, *arrays, told.offset[index].numpy(), told.extra[index][:, index].numpy())
+        if follows is not None:
+            told = self.told[follows]
+            arrays += [told.offset[index].numpy(), told.extra[index][:, index].numpy()]
+        return Evidence(kernel, *arrays)
 
     def drawn(self, found: list[_Explanation]) -> list[_Explanation]:
         """The explanations and draws of the posterior around each; the heavier an explanation, the more draws."""
@@ -679,8 +677,8 @@ def _keys(data: Observations, most: int | None = None) -> list[_Key | None]:
         if (j := _sibling(data, i, order[:place])) is not None:
             sources.append((keys[j], False))
         if most is not None and len(task) > most:
-            levels = task.levels[0].numpy() if task.levels else np.zeros(0)
-            task = task.rows(telling(task.z[:, 0].numpy(), levels, most))
+            thresholds = task.levels[0].numpy() if task.levels else np.zeros(0)
+            task = task.rows(telling(task.z[:, 0].numpy(), thresholds, most))
         levels = task.levels[0] if task.levels else torch.zeros(0, dtype=torch.float64)
         arrays = (task.u, task.z, task.variance, task.side, levels)
         keys[i] = (len(task), task.columns, *(a.numpy().tobytes() for a in arrays), tuple(sources))
@@ -727,9 +725,9 @@ def _remembered(work: Callable[..., Any], recipe: GaussianProcess, key: _Key) ->
     u, z, variance, side, levels = (
         torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data
     )
-    one = (a.reshape(n, 1) for a in (z, variance, side))
+    z, variance, side = (a.reshape(n, 1) for a in (z, variance, side))
     told = tuple(_Source(_remembered(GaussianProcess.fit_task, recipe, other), below) for other, below in sources)
-    return work(recipe, Observations(u.reshape(n, -1), *one, (levels,), columns=columns), told)
+    return work(recipe, Observations(u.reshape(n, -1), z, variance, side, (levels,), columns=columns), told)
 
 
 def _profile(

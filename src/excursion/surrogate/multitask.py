@@ -451,7 +451,8 @@ class _Joint(Posterior):
         prior = model.b.sum(0).diagonal()[:, None]
         variance = torch.maximum(prior - self.seen.known(v) - gain.square().sum(0).T, 1e-14 * prior)
         mean, variance = model.shift[:, None] + model.scale[:, None] * mean, model.scale.square()[:, None] * variance
-        return _JointView(mean, variance, self, u, v, gain)
+        noise = self.noise[:, None].expand_as(mean)
+        return _JointView(mean, variance, noise, self, u, v, gain)
 
     def _across(self, a: _JointView, b: _JointView) -> Tensor:
         """Covariance of all tasks at a with all tasks at b, standardised, (n, t, m, t)."""
@@ -512,6 +513,7 @@ class _JointView(View):
 
     mean: Tensor
     variance: Tensor
+    noise: Tensor
     process: _Joint
     u: Tensor
     v: Tensor
@@ -592,6 +594,10 @@ class MultiTask(Surrogate):
         """
         if len(data) < 2:
             raise FitError(f"multi-task process: needs at least 2 observations, got {len(data)}. Evaluate more points")
+        if data.cheaper is not None:
+            raise FitError(
+                "multi-task process: must have one fidelity, got cheaper ones. Use the surrogate 'GaussianProcess'"
+            )
         known = torch.ones_like(data.z, dtype=torch.bool) if data.known is None else data.known
         if not known.any(0).all():
             raise FitError(

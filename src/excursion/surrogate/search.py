@@ -351,12 +351,15 @@ class KernelSearch(Surrogate):
         """
         if len(data) < 2:
             raise FitError(f"kernel search: needs at least 2 observations, got {len(data)}. Evaluate more points")
+        if data.cheaper is not None:
+            raise FitError(
+                "kernel search: must have one fidelity, got cheaper ones. Use the surrogate 'GaussianProcess'"
+            )
         d = data.u.shape[1]
         if self.names and len(self.names) != d:
             raise ShapeError(f"kernel search: needs one name per parameter, got {list(self.names)} for {d} parameters")
-        parts = [
-            self._fit_task(data.u, data.z[:, i], data.variance[:, i], data.side[:, i]) for i in range(data.z.shape[1])
-        ]
+        tasks = [data.task(i) for i in range(data.z.shape[1])]
+        parts = [self._fit_task(t.u, t.z[:, 0], t.variance[:, 0], t.side[:, 0]) for t in tasks]
         return parts[0] if len(parts) == 1 else Independent(tuple(parts))
 
     def _fit_task(self, u: Tensor, z: Tensor, variance: Tensor, side: Tensor) -> ComposedProcess:

@@ -69,11 +69,13 @@ def observations(problem: Problem, trials: Sequence[Trial]) -> Observations:
     """The trials that hold values, as the surrogate sees them, in the order of their numbers.
 
     Those of cheaper fidelities are `Observations.cheaper` of the next dearer one. What a trial does not say of a task
-    is not known. An infinite value becomes a bound at the farthest finite value known on its side (thresholds included):
-    "beyond anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and
-    it lies beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer
-    saturates, not what the function does there. A plateau taken for values makes a smooth edge look like a cliff. Where
-    fewer than two other values are known it is taken for values all the same: something has to set the scale.
+    is not known.
+
+    An infinite value becomes a bound at the farthest finite value known on its side (thresholds included): "beyond
+    anything measured". So does the largest or smallest value where `_RAIL` points or more have exactly that and it lies
+    beyond all thresholds: a CLs of 0 or 1, or a limit at the end of its bracket, tells where the answer saturates, not
+    what the function does there. A plateau taken for values makes a smooth edge look like a cliff. Where fewer than two
+    other values are known it is taken for values all the same: something has to set the scale.
 
     Raises:
         InvalidProblem: a transform is still to be settled (`settle`).

@@ -135,9 +135,10 @@ class _Link:
 class _Process(Posterior):
     """One task: z = shift + w * (source - shift) + scale * (basis @ beta + GP), the GP in standardised units.
 
-    The weight w of the source has a normal prior, ``link``, so that few data leave it open. ``white`` is L^-1 (z - prior mean)/scale for L L^T = prior covariance + noise: predictions and rank updates need
-    nothing else. What is believed of the source is the prior: conditioned on values of f it is what all data of all
-    fidelities together tell, nested or not. Points of level 1 and more (see `Posterior`) are values of the source.
+    The weight w of the source has a normal prior, ``link``, so that few data leave it open. ``white`` is
+    L^-1 (z - prior mean)/scale for L L^T = prior covariance + noise: predictions and rank updates need nothing else.
+    What is believed of the source is the prior: conditioned on values of f it is what all data of all fidelities
+    together tell, nested or not. Points of level 1 and more (see `Posterior`) are values of the source.
 
     References:
         Kennedy and O'Hagan, Biometrika 87 (2000) 1: the autoregressive model.

@@ -122,7 +122,7 @@ def _propagate(
     floor = _NO_PRECISION / covariance.diagonal()
     for sweep in range(sweeps):
         before_m, before_s = m.copy(), s.diagonal().copy()
-        damping = 1.0 if sweep < 20 else 0.5 if sweep < sweeps // 2 else 0.2
+        damping = 1.0 if sweep < 20 else 0.5
         for i in range(n):
             cavity_precision = max(1 / s[i, i] - precision[i], 1e-9 / s[i, i])
             cavity_variance = 1 / cavity_precision
@@ -185,7 +185,7 @@ def _log_z(
     References:
         Minka, Expectation propagation for approximate Bayesian inference, UAI 2001, section 3.
     """
-    cavity_precision = 1 / variance - precision
+    cavity_precision = np.maximum(1 / variance - precision, 1e-9 / variance)  # as in the sweeps
     cavity_location = m / variance - location
     total = noise + 1 / cavity_precision
     t = side * (cavity_location / cavity_precision - bound) / np.sqrt(total)

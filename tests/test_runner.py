@@ -137,6 +137,30 @@ def test_failures_are_recorded_with_their_reason_and_the_run_goes_on():
             assert t.state == "complete"
 
 
+class Unlucky(Evaluator):
+    """Fails for one seed in four, whatever the point: a lost node."""
+
+    def evaluate(self, job: Job) -> Outcome:
+        if job.seed % 4 == 0:
+            raise OSError("lost node")
+        return Outcome.of(plane(job.x))
+
+
+def test_what_failed_by_chance_is_tried_again():
+    c = campaign()
+    report = run(c, Unlucky(), budget=26, progress=False)
+    points = {}
+    for t in c.trials:
+        points.setdefault(tuple(t.x.values()), []).append(t)
+    again = [own for own in points.values() if len(own) > 1]
+    assert again
+    assert report.failed == sum(t.seed % 4 == 0 for t in c.trials) >= 4
+    assert all([t.criterion == "retry" for t in own] == [False, True] for own in again)
+    assert all(own[0].state == "failed" for own in again)
+    assert any(own[1].state == "complete" for own in again)
+    assert report.evaluations == 26
+
+
 def die_in_a_corner(p):
     if p["x"] < 0.3 and p["y"] < 0.5:
         os._exit(11)  # as a segmentation fault in compiled code does

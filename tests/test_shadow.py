@@ -181,9 +181,9 @@ def test_failed_points_cost_and_tell_nothing_and_infinite_ones_count() -> None:
     assert (result.points, result.failed) == (120, missing)
     assert result.needed < 70
     states = {t.state for t in result.history}
-    assert states <= {"complete", "failed", "censored"}
+    assert states <= {"complete", "invalid", "censored"}
     for t in result.history:
-        assert (t.state == "failed") == (t.x["m"] > 330 and t.x["g"] > 0.8)
+        assert (t.state == "invalid") == (t.x["m"] > 330 and t.x["g"] > 0.8)
     # The error is a fraction of the points with values.
     wrong = np.array(result.curve.error) * (120 - missing)
     assert np.allclose(wrong, wrong.round())

@@ -31,7 +31,7 @@ from .acquisition import (
     select,
 )
 from .acquisition.criteria import acquisition_to_json
-from .acquisition.search import not_taken
+from .acquisition.search import DEAD, not_taken
 from .belief import Belief, believe, observations, settle
 from .data import FINISHED, INFORMATIVE, TABLE, Outcome, Proposal, Trial
 from .errors import (
@@ -55,6 +55,7 @@ from .space import ParameterSpace
 from .store import Store, open_store
 from .surrogate import RECIPES, GaussianProcess, Observations, Posterior, Surrogate
 from .threads import one_thread
+from .viability import Viability, to_retry, viability
 
 #: Version of the JSON that describes problem and strategy.
 SPEC_VERSION = 1
@@ -76,6 +77,7 @@ class Strategy:
         exploration: fraction of later points that are space-filling all the same, against missed islands (0 to 1).
         seed: fixes all random numbers; with the history it fixes every proposal.
         replicates: a point may be asked again, for noisy values on a grid.
+        retries: how often a point that failed, and not for good, is asked again (`viability.to_retry`).
     """
 
     surrogate: Surrogate = field(default_factory=GaussianProcess)
@@ -85,16 +87,19 @@ class Strategy:
     exploration: float = 0.05
     seed: int = 0
     replicates: bool = False
+    retries: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("design_size", "seed"):
+        for name in ("design_size", "seed", "retries"):
             value = getattr(self, name)
-            if name == "seed" or value is not None:
+            if name != "design_size" or value is not None:
                 object.__setattr__(self, name, _whole(f"strategy: {name}", value))
         if self.design_size is not None and self.design_size < 2:
             raise InvalidStrategy(f"strategy: design_size must be at least 2, got {self.design_size!r}")
         if not isinstance(self.exploration, int | float) or not 0 <= self.exploration <= 1:
             raise InvalidStrategy(f"strategy: exploration must lie in [0, 1], got {self.exploration!r}")
+        if not 0 <= self.retries <= 20:
+            raise InvalidStrategy(f"strategy: retries must lie in [0, 20], got {self.retries!r}")
         if not 0 <= self.seed < 2**31:
             raise InvalidStrategy(f"strategy: seed must lie in [0, 2^31), got {self.seed!r}")
 
@@ -129,6 +134,7 @@ class Strategy:
             "exploration": self.exploration,
             "seed": self.seed,
             "replicates": self.replicates,
+            "retries": self.retries,
         }
 
     @classmethod
@@ -166,12 +172,11 @@ def _whole(where: str, value: Any) -> int:
 
 
 def conditioned(belief: Belief, trials: Sequence[Trial]) -> Posterior:
-    """The belief for proposals: conditioned on the trials without values.
+    """The belief for proposals: conditioned on pending trials, whose values will shrink the variance around them.
 
-    Conditioning on a pending trial shrinks the variance around it as its value will. Failed trials are treated alike:
-    another look at the same place would fail again, so nothing near is worth asking.
+    Trials that failed tell nothing of the function; `viability` tells where not to look.
     """
-    blind = [t for t in trials if t.state not in INFORMATIVE and belief.problem.level(t.fidelity) in belief.levels]
+    blind = [t for t in trials if t.pending and belief.problem.level(t.fidelity) in belief.levels]
     if not blind:
         return belief.posterior
     space = belief.problem.space
@@ -215,11 +220,44 @@ def propose(
         FitError: the surrogate could not be fitted.
         InvalidStrategy: the criterion does not fit the problem's goal.
     """
-    space, k, strategy = problem.space, len(trials), strategy.suited_to(problem)
+    strategy, viable = strategy.suited_to(problem), viability(problem.space, trials)
+    again = _again(problem.space, strategy, trials, n, viable)
+    if len(again) == n:
+        return again
+    queued = [
+        Trial(len(trials) + i, p.x, p.basis, len(trials), p.criterion, fidelity=p.fidelity, events=p.events)
+        for i, p in enumerate(again)
+    ]
+    try:
+        return again + _new(problem, strategy, [*trials, *queued], n - len(again), among, viable)
+    except SpaceExhausted:  # then nothing is gained by waiting
+        again += _again(problem.space, strategy, [*trials, *queued], n - len(again), viable, wait=False)
+        if not again:
+            raise
+        return again
+
+
+def _again(
+    space: ParameterSpace, strategy: Strategy, trials: Sequence[Trial], n: int, viable: Viability, wait: bool = True
+) -> list[Proposal]:
+    """At most n points that failed and are tried once more, under another number and hence another seed."""
+    basis = sum(t.state in FINISHED for t in trials)
+    failed = to_retry(trials, strategy.retries, lambda some: viable(space.to_unit(space.tensor(some))), wait)
+    return [
+        Proposal(t.x, basis, "retry", None, t.predicted, t.belief, fidelity=t.fidelity, events=t.events)
+        for t in failed[:n]
+    ]
+
+
+def _new(
+    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, among: Tensor | None, viable: Viability
+) -> list[Proposal]:
+    """`propose` without retries; ``viable`` is the probability of success."""
+    space, k = problem.space, len(trials)
     basis = sum(t.state in FINISHED for t in trials)
     level = _to_design(problem, strategy, trials)
     if level is not None or isinstance(strategy.acquisition, Sobol):
-        u = _design(problem, strategy, trials, n, level or 0, among)
+        u = _design(problem, strategy, trials, n, level or 0, among, viable)
         name, events = _names(problem, level or 0)
         return [Proposal(space.point(x), basis, fidelity=name, events=events) for x in space.from_unit(u)]
 
@@ -243,7 +281,10 @@ def propose(
     if any(explore):
         # The cheapest way to look is good enough to find what was missed.
         cheapest = min(range(len(ways)), key=lambda i: offers.ways[i].cost)
-        pool = space.sample(0, 2048, (strategy.seed + 7919 * (k + 1)) % 2**31) if among is None else among
+        pool = among
+        if pool is None:
+            pool = space.sample(0, 2048, (strategy.seed + 7919 * (k + 1)) % 2**31)
+            pool = _alive(pool, viable, sum(explore))
         extra = offers.of(_farthest(pool, taken[:, : space.dim], sum(explore)))
         extra = extra[cheapest * sum(explore) :][: sum(explore)]
         chosen += [(row, "exploration", None) for row in extra]
@@ -262,6 +303,7 @@ def propose(
             search=strategy.search,
             among=among,
             offers=offers,
+            viable=None if viable.sure else viable,
         )
         name = type(strategy.acquisition).__name__
         chosen = [(row, name, float(s)) for row, s in zip(u, scores)] + chosen
@@ -304,7 +346,13 @@ def _to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) ->
 
 
 def _design(
-    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, level: int, among: Tensor | None
+    problem: Problem,
+    strategy: Strategy,
+    trials: Sequence[Trial],
+    n: int,
+    level: int,
+    among: Tensor | None,
+    viable: Viability,
 ) -> Tensor:
     """The next n points of the design of a level: space-filling; half of them near the contour where the next cheaper
     fidelity says that it is."""
@@ -316,7 +364,7 @@ def _design(
     if among is not None:
         return _spread(among, taken, n, strategy.seed)
     near = _near_contour(problem, strategy, trials, n // 2, level, taken) if lattice is None else taken[:0]
-    filling = _space_filling(space, torch.cat([taken, near]), n - len(near), strategy.seed, lattice)
+    filling = _space_filling(space, torch.cat([taken, near]), n - len(near), strategy.seed, lattice, viable)
     # In turn, so that the first few are of both kinds.
     order = torch.cat([torch.arange(len(filling)) * 2, torch.arange(len(near)) * 2 + 1]).argsort()
     return torch.cat([filling, near])[order]
@@ -434,10 +482,21 @@ def _left(points: Tensor, taken: Tensor) -> int:
     return left
 
 
-def _space_filling(space: ParameterSpace, taken: Tensor, n: int, seed: int, lattice: Tensor | None) -> Tensor:
+def _alive(u: Tensor, viable: Viability, n: int) -> Tensor:
+    """The points at which evaluations may succeed; all if these are fewer than n."""
+    alive = u if viable.sure else u[viable(u) >= DEAD]
+    return alive if len(alive) >= n else u
+
+
+def _space_filling(
+    space: ParameterSpace, taken: Tensor, n: int, seed: int, lattice: Tensor | None, viable: Viability
+) -> Tensor:
     """The next n points of the design that have not been asked; ``lattice`` as of `_small_lattice`."""
     if not _stepped(space):
-        return space.sample(len(taken), n, seed)
+        if viable.sure:
+            return space.sample(len(taken), n, seed)
+        u = space.sample(0, 4 * (len(taken) + n), seed)
+        return _alive(u[not_taken(u, taken, 1e-9)], viable, n)[:n]
     size = len(torch.unique(space.snap(taken), dim=0)) + n
     u = space.sample(0, size if lattice is None else min(size, len(lattice)), seed, distinct=True)
     u = u[not_taken(u, taken, 1e-9)]

@@ -180,6 +180,25 @@ def sets(
 
 
 @app.command()
+def doctor(store: StoreArgument, name: NameArgument = None, as_json: AsJson = False) -> None:
+    """Say what is wrong or odd: failures that cluster, errors, trials that hang, thresholds that nothing crosses."""
+    with _reported():
+        import time
+        from dataclasses import asdict
+
+        from .campaign import Campaign
+        from .doctor import diagnose
+        from .report.tables import strict_json
+
+        campaign = Campaign.open(store, name)
+        found = diagnose(campaign.problem, campaign.trials, time.time())
+        if as_json:
+            typer.echo(strict_json([asdict(finding) for finding in found]))
+        else:
+            typer.echo("\n".join(f"{f.kind}: {f.text}" for f in found) or "nothing is odd")
+
+
+@app.command()
 def ask(
     store: StoreArgument,
     name: NameArgument = None,

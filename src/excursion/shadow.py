@@ -177,7 +177,10 @@ class _Scan:
     def of(cls, problem: Problem, x: np.ndarray, y: np.ndarray) -> _Scan:
         space, task = problem.space, problem.tasks[0]
         outcomes = tuple(
-            Outcome.failed("no value in the table") if math.isnan(v) else Outcome.of({task.name: float(v)}) for v in y
+            Outcome.failed("no value in the table", permanent=True)
+            if math.isnan(v)
+            else Outcome.of({task.name: float(v)})
+            for v in y
         )
         tensor = torch.from_numpy(x)
         points = tuple(space.point(row) for row in tensor)

@@ -106,6 +106,8 @@ def _z_order(u: Tensor) -> Tensor:
 
 #: A belief whose interest is nowhere above this is one-sided: gains are lost in rounding.
 ONE_SIDED = 1e-12
+#: Points at which an evaluation succeeds with a smaller probability are as good as dead.
+DEAD = 0.05
 #: Largest batch whose points are polished: fifty together are worth no more for it (measured in four dimensions).
 POLISHED = 16
 #: Covariances that are worked on at once.
@@ -142,6 +144,7 @@ def select(
     among: Tensor | None = None,
     cost: Callable[[Tensor], Tensor] | None = None,
     offers: Offers = ALONE,
+    viable: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The best batch of n points, a function of its arguments and nothing else.
 
@@ -163,6 +166,8 @@ def select(
         cost: predicted cost of points (b, d) of the unit cube, (b,), positive, in any unit: gains are then per cost.
         offers: the ways to look at a point; gains are per cost of the offer, too. ``taken`` then has a column with the
             level: a point may be asked again at another one.
+        viable: probability that an evaluation at points (b, d) succeeds, (b,), positive. Gains are multiplied by it and
+            integrals count what can be evaluated; criteria that are no gains leave out points below `DEAD`.
 
     Returns:
         Points (n, d) in the unit cube, with the further columns of the offers, and their scores (n,).
@@ -188,11 +193,16 @@ def select(
         pool, share = torch.unique(pool, dim=0, return_counts=True)  # snapped pools repeat points
     mean, variance = _moments(posterior, pool)
     log_interest = target.log_interest(mean, variance)
+    if viable is not None:
+        chance = viable(pool)
+        log_interest = log_interest + chance.log()
     highest = log_interest.max()
     interest = (log_interest - highest).exp() if highest > -math.inf else torch.zeros_like(log_interest)
     if acquisition.kind == "gain" and acquisition.seeks != "any" and highest < math.log(ONE_SIDED):
         acquisition = _OtherSide()
     index, weight = integration_set(pool, interest, search.integration, generator, share)
+    if viable is not None:
+        weight = weight * chance[index]
     if not acquisition.looks_ahead:
         index, weight = index[:0], weight[:0]
     batch = Batch(posterior, pool[index], mean[:, index], variance[:, index], weight, n, offers)
@@ -202,6 +212,8 @@ def select(
         if cost is not None or offers.columns:
             price = offers.cost(u) * (1.0 if cost is None else _price(cost, offers.place(u)))
             score = score - price.log() if acquisition.kind == "log" else score / price
+        if viable is not None:
+            score = _tempered(score, viable(offers.place(u)), acquisition.kind)
         if not torch.isfinite(score).all():
             bad = ~torch.isfinite(score)
             raise ScoreError(
@@ -287,6 +299,15 @@ def _check(acquisition: Acquisition, target: Target, priced: bool) -> None:
             f"search: a cost needs a criterion that is a gain, never negative, got {acquisition}. "
             f"Use {'SUR or EFF' if target.best is None else 'EI'}"
         )
+
+
+def _tempered(score: Tensor, chance: Tensor, kind: str) -> Tensor:
+    """The scores when evaluations succeed with these probabilities."""
+    if kind == "gain":
+        return score * chance
+    if kind == "log":
+        return score + chance.log()
+    return torch.where(chance < DEAD, -1e300, score)  # a factor means nothing: bounds may be negative
 
 
 def _price(cost: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:

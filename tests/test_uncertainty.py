@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -425,3 +427,17 @@ def test_levels_must_make_sense(line, level):
     posterior, u = line
     with pytest.raises(InvalidProblem, match="level: must lie between 0 and 1, got"):
         uncertainty.summary(problem("x"), posterior, u, level=level)
+
+
+def test_what_the_documentation_shows_works():
+    text = (Path(__file__).parents[1] / "docs" / "uncertainty.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, names)
+    found, grid = names["found"], names["result"].problem.space.grid(201).numpy()
+    truth = np.mean([names["limit"]({"x": x, "y": y}) >= 0.6 for x, y in grid])
+    assert abs(truth - found.volume) < 3 * found.volume_sd
+    assert names["inside"].tolist() == [False, False]
+    assert names["surely_below"].tolist() == [False, True]
+    assert len(names["upper"].lines) >= 2
+    assert str(found).split(" +- ")[0] in text

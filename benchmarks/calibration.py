@@ -6,13 +6,13 @@ level set is not yet known exactly; threshold at a quantile uniform in [.3, .7].
 random frequencies and normal amplitudes (Rahimi and Recht, NIPS 2007), which are normal given the frequencies. Each is
 learnt twice: by a campaign with the default strategy, and from a space-filling design. Reported are
 
-* the part of the true contour, by length, in the bands of 95 % and 68 %: overall, and the same with the hyperparameters
+* the part of the true contour, by length, in the bands of 95 % and 68 %, and the same with the hyperparameters
   known, which is as good as any belief can be;
 * how often the conservative sets (joint probability .95) lie on their side of the true contour as a whole, on a grid of
   101 x 101 points;
 * the pull of the volume: (true - mean)/sd, its mean and standard deviation over draws.
 
-Errors are standard errors over draws.
+Draws count alike; errors are standard errors over draws.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.calibration [--first 0] [--draws 20] [--out FILE]
 """
@@ -169,12 +169,11 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for kind in KINDS:
         for kernel in ("all", "matern52", "rbf"):
             some = [r for r in rows if r["kind"] == kind and kernel in ("all", r["kernel"])]
-            weight = np.array([r["contour"] for r in some])
             cells = [kind, kernel, str(len(some))]
             for level in LEVELS:
                 for key in (f"{level}", f"{level} known"):
                     inside = np.array([r[key] for r in some])
-                    cells.append(f"{100 * np.average(inside, weights=weight):.1f} ± {100 * error(inside):.1f} %")
+                    cells.append(f"{100 * inside.mean():.1f} ± {100 * error(inside):.1f} %")
             cells += [f"{sum(r[side] for r in some)}/{len(some)}" for side in ("above", "below")]
             pull = np.array([r["pull"] for r in some])
             lines.append("| " + " | ".join([*cells, f"{pull.mean():+.2f} ± {pull.std(ddof=1):.2f}"]) + " |")

@@ -83,6 +83,16 @@ def test_draws_at_many_points_keep_variances_and_neighbours_together(plane):
     assert variance[4800:].max() < 1e-4  # known values stay known
 
 
+def test_draws_of_rough_functions_keep_their_variance():
+    u = ParameterSpace.of({name: (0, 1) for name in "xyz"}).sample(0, 40, 1)
+    posterior = fitted(u, torch.sin(40 * u).sum(1), kernel="matern32")
+    at = ParameterSpace.of({name: (0, 1) for name in "xyz"}).sample(0, 3000, 2)
+    variance = posterior.marginal(at)[1][0]
+    drawn = uncertainty.draws(posterior, at, 1000, seed=0)
+    assert (drawn.var(0) / variance).min() > 0.8
+    assert (drawn.var(0) / variance).mean() == pytest.approx(1.0, abs=0.02)
+
+
 @pytest.mark.parametrize("kernel", ["rbf", "matern32"])
 def test_draws_of_smooth_and_of_well_known_functions(kernel):
     u = torch.linspace(0, 1, 25, dtype=F64)[:, None]

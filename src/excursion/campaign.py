@@ -278,6 +278,8 @@ def _new(
     # Every 1/exploration-th trial, counted by number so that batches of any size explore alike.
     explore = [_floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)]
     chosen: list[tuple[Tensor, str, float | None]] = []
+    if any(explore) and lattice is not None and strategy.replicates:
+        explore = [False] * n  # nothing there has been missed
     if any(explore):
         # The cheapest way to look is good enough to find what was missed.
         cheapest = min(range(len(ways)), key=lambda i: offers.ways[i].cost)
@@ -388,7 +390,9 @@ def _near_contour(
     weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
     interest = Target(cheap.levels, weights / weights.sum()).interest(mean, loose)
     generator = torch.Generator().manual_seed(strategy.seed + 104729 * (len(trials) + 1))
-    return pool[poisson_disc(pool, interest, taken, n, generator)]
+    # Far from the contour are enough other points of the design.
+    near = interest.topk(min(len(pool), max(16 * n, int((interest > 0.1 * interest.max()).sum())))).indices
+    return pool[near][poisson_disc(pool[near], interest[near], taken, n, generator)]
 
 
 #: How far the level sets of two fidelities may be apart, in standard deviations of all values.

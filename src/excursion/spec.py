@@ -280,6 +280,7 @@ class _Strategy(pydantic.BaseModel):
     exploration: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
     retries: Annotated[int, pydantic.Field(ge=0, le=20)] = 1
+    replicates: bool = False
 
 
 class _Run(pydantic.BaseModel):

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from excursion.acquisition import SUR, Offer, Offers, Search, Straddle, Target, select
 from excursion.belief import believe, observations
 from excursion.campaign import Campaign, Strategy, propose
@@ -16,7 +18,6 @@ from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.problem import Fidelity, Problem, Task
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess, KernelSearch, MultiTask, Observations
-from torch import Tensor
 
 LEVEL = (torch.tensor([0.5], dtype=torch.float64),)
 
@@ -81,8 +82,8 @@ def test_the_belief_is_that_of_all_data_at_once(nested):
         ]
     )
     gram += torch.diag(torch.cat([(under * below.nugget).expand(14), (square * belief.nugget).expand(6)]))
-    # The mean of the dear process follows the posterior mean of the cheap one with the prior weight; what the cheap data
-    # tell beyond it comes by the covariance with the weight that was found.
+    # The mean of the dear process follows the posterior mean of the cheap one with the prior weight; what the cheap
+    # data tell beyond it comes by the covariance with the weight that was found.
     constant = belief.shift + belief.scale * belief.beta[0]
     known_cheap = below.marginal(b)[0][0]
     residual_a = cheap(a) - first(a)
@@ -371,3 +372,28 @@ def test_missing_values_and_fidelities_reach_the_observations():
     assert data.cheaper.z.tolist() == [[1.0, 2.0]]
     with pytest.raises(FitError, match="needs at least 2 observations, got 1"):
         believe(plain, GaussianProcess(), campaign.trials)
+
+
+def test_noise_that_tasks_have_in_common_is_taken_away():
+    """One simulation gives all tasks: its luck is in all of them."""
+    u, at = points(40), points(300, seed=9)
+    luck = 0.2 * torch.randn(40, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    z = torch.stack([dear(u) + luck, 0.8 * (dear(u) + luck) + 0.2 * u[:, 1]], 1)
+    variance = torch.tensor([0.04, 0.0256], dtype=torch.float64).expand(40, 2)
+    known = torch.ones(40, 2, dtype=torch.bool)
+    known[torch.randperm(40, generator=torch.Generator().manual_seed(1))[:24], 1] = False
+    data = Observations(u, z.where(known, 0.0), variance.where(known, 0.0), 0 * z, LEVEL * 2, known)
+    recipe = GaussianProcess(average=False)
+    belief = recipe.fit(data)
+    first, second = belief.parts
+    assert second.source.values is not None
+    assert second.link.weight == pytest.approx(0.8, abs=0.02)
+    # Where the luck is known to be the same, the difference is known much better than either.
+    truth = 0.8 * dear(at) + 0.2 * at[:, 1]
+    follows = second.link.weight * (first.marginal(at)[0][0] - dear(at))
+    assert rms(second.marginal(at)[0][0] - truth, follows) < 0.02
+    alone = recipe.fit(data.task(1)).marginal(at)[0][0]
+    assert rms(second.marginal(at)[0][0], truth) < 0.8 * rms(alone, truth)
+    # Between the values of the source at the data nothing is left to learn from it there.
+    own = second.view(u[known[:, 1]])
+    assert (own.variance[0] < second.link.weight**2 * first.view(u[known[:, 1]]).variance[0] + 0.01).all()

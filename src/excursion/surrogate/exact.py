@@ -106,10 +106,15 @@ class _Source:
     Attributes:
         belief: about the next cheaper fidelity of the same task, or about another task.
         below: whether it is a cheaper fidelity: the source's level 0 is level 1 of f.
+        values: of another task that the same evaluations gave, noise and all, at the observations of f; NaN where there
+            is none. Their noise is then taken to be common: what follows is free of it.
+        variances: of these values.
     """
 
     belief: Posterior
     below: bool
+    values: Tensor | None = None
+    variances: Tensor | None = None
 
     def view(self, u: Tensor, level: Tensor) -> View:
         """Of the source at u (n, d), levels (n,) of f: at level 0 the source's own value, else that of the level."""
@@ -158,6 +163,7 @@ class _Process(Posterior):
     source: _Source | None = None
     link: _Link | None = None
     columns: tuple[int, ...] | None = None  # the parameters that f depends on
+    rows: int = 0  # so many of the points are those of the fit; later ones are of `condition`
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         view = self.view(u)
@@ -200,7 +206,21 @@ class _Process(Posterior):
 
     @functools.cached_property
     def _seen(self) -> _Prior:
-        return self.prior(self.u)
+        prior = self.prior(self.u)
+        if self.source is None or self.link is None or self.source.values is None:
+            return prior
+        # What the same evaluation gave for the source is known, and tells nothing about it elsewhere.
+        values = torch.cat([self.source.values, self.u.new_full((len(self.u) - self.rows,), math.nan)])
+        same, excess = values.isfinite(), values - self.shift
+        base = self.shift + self.scale * (
+            _basis(_part(self.u[:, : len(self.kernel.metric.T)], self.columns), self.mean) @ self.beta
+        )
+        return replace(
+            prior,
+            mean=torch.where(same, base + self.link.prior * excess, prior.mean),
+            pull=torch.where(same, 0.0, prior.pull),
+            lever=torch.where(same, math.sqrt(self.link.variance) * excess / self.scale, prior.lever),
+        )
 
     def view(self, u: Tensor) -> _ProcessView:
         prior = self.prior(u)
@@ -531,21 +551,28 @@ class _Told:
         mean: of the source, (n,).
         covariance: of the source, (n, n).
         link: prior of the weight, and least squares' weight.
+        common: variance of the source's values, (n,), whose noise is that of the task; zeros if it is not.
     """
 
     source: _Source
     mean: Tensor
     covariance: Tensor
     link: _Link
+    common: Tensor
 
     @classmethod
     def by(cls, source: _Source, u: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> _Told:
         view = source.view(u, torch.zeros(len(u), dtype=u.dtype))
-        mean, covariance = (view.mean[0] - shift) / scale, view.covariance(view)[0] / scale**2
+        mean, covariance, common = (view.mean[0] - shift) / scale, view.covariance(view)[0] / scale**2, 0 * y
+        if source.values is not None and source.variances is not None:
+            same = source.values.isfinite()
+            mean = torch.where(same, (source.values - shift) / scale, mean)
+            covariance = covariance * torch.outer(~same, ~same)
+            common = torch.where(same, source.variances / scale**2, common)
         # A fidelity is about the same quantity.
         prior, variance = (1.0, ALIKE**2) if source.below else (0.0, 1 / RIDGE)
         guess = prior + (mean @ (y - prior * mean)) / (mean @ mean + 1 / variance)
-        return cls(source, mean, covariance, _Link(prior, variance, float(guess)))
+        return cls(source, mean, covariance, _Link(prior, variance, float(guess)), common)
 
     def with_weight(self, kernel: Tensor, basis: Tensor, y: Tensor) -> _Told:
         """With the weight's mean given standardised values y and the covariance of what is not the source, noise
@@ -587,11 +614,19 @@ class _Standardised:
     def evidence(self, kernel: str, index: np.ndarray, follows: int | None) -> Evidence:
         """Of some of the observations, as following one of the sources or none."""
         u = _part(self.u[index], self.columns)
-        arrays = [t.numpy() for t in (u, self._basis[index], self.y[index], self.noise[index], 1 - self.site[index])]
-        if follows is not None:
-            told = self.told[follows]
+        told = None if follows is None else self.told[follows]
+        noise = self.noise_beside(told)
+        arrays = [t.numpy() for t in (u, self._basis[index], self.y[index], noise[index], 1 - self.site[index])]
+        if told:
             arrays += [told.offset[index].numpy(), told.extra[index][:, index].numpy()]
         return Evidence(kernel, *arrays)
+
+    def noise_beside(self, told: _Told | None) -> Tensor:
+        """Known variances that are left when the noise that is common with a source is taken away, (n,)."""
+        if told is None:
+            return self.noise
+        left = (self.noise - told.link.weight**2 * told.common).clamp_min(0.0)
+        return torch.where(self.site == 0, left, self.noise)
 
     def drawn(self, found: list[_Explanation]) -> list[_Explanation]:
         """The explanations and draws of the posterior around each; the heavier an explanation, the more draws."""
@@ -617,24 +652,27 @@ class _Standardised:
         """What is followed, prior covariance (n, n) without noise, and the mean that the source gives, (n,)."""
         if e.follows is None:
             return None, gram, torch.zeros_like(self.y)
-        noise = torch.diag(self.noise + (1 - self.site) * nugget)
-        told = self.told[e.follows].with_weight(gram + noise, self._basis, self.y)
+        told = self.told[e.follows]
+        noise = torch.diag(self.noise_beside(told) + (1 - self.site) * nugget)
+        told = told.with_weight(gram + noise, self._basis, self.y)
         return told, gram + told.extra, told.offset
 
     def with_sites(self, e: _Explanation, y: Tensor, known: Tensor, side: Tensor) -> _Standardised:
         """The bounds among (y, known, side) as Gaussian observations, by expectation propagation under e."""
         _, nugget, gram = self._gram(e)
-        _, covariance, offset = self._follow(e, gram, nugget)
-        noisy = covariance + torch.diag(self.noise + (1 - self.site) * nugget)
+        told, covariance, offset = self._follow(e, gram, nugget)
+        own = self.noise_beside(told)
+        noisy = covariance + torch.diag(own + (1 - self.site) * nugget)
         beta = _profile(noisy, self._basis, self.y - offset)[2]
-        values, noise = censored_sites(covariance, offset + self._basis @ beta, y, known + nugget, side)
+        own = torch.where(side == 0, own, known)
+        values, noise = censored_sites(covariance, offset + self._basis @ beta, y, own + nugget, side)
         return replace(self, y=values, noise=torch.where(side == 0, known, noise))
 
     def process(self, e: _Explanation, typical: Tensor) -> _Process:
         """The belief under e; ``typical`` is the known variance of an observation to come."""
         kernel, nugget, gram = self._gram(e)
         told, covariance, offset = self._follow(e, gram, nugget)
-        noisy = covariance + torch.diag(self.noise + (1 - self.site) * nugget)
+        noisy = covariance + torch.diag(self.noise_beside(told) + (1 - self.site) * nugget)
         factor, white, beta = _profile(noisy, self._basis, self.y - offset)
         # Without a weight, the source still tells what a look at the cheaper fidelity would give.
         source = told.source if told else next((t.source for t in self.told if t.source.below), None)
@@ -652,6 +690,7 @@ class _Standardised:
             source,
             told.link if told else None,
             self.columns,
+            len(self.u),
         )
 
 
@@ -661,7 +700,7 @@ ALIKE = 0.5
 CHEAP = 1500
 
 
-#: One task's observations in bytes, and what it may follow: (shape, columns, bytes ...), ((key, below), ...).
+#: One task's observations in bytes, and what it may follow: rows, columns, bytes ..., sources (key, below, bytes ...).
 _Key = tuple[Any, ...]
 
 
@@ -672,14 +711,19 @@ def _keys(data: Observations, most: int | None = None) -> list[_Key | None]:
     keys: list[_Key | None] = [None] * len(tasks)
     order = sorted(range(len(tasks)), key=lambda i: -len(tasks[i]))
     for place, i in enumerate(order):
-        task, sources = tasks[i], [] if below[i] is None else [(below[i], True)]
+        task, sources = tasks[i], [] if below[i] is None else [(below[i], True, b"", b"")]
         if len(task) < 2:
             continue
-        if (j := _sibling(data, i, order[:place])) is not None:
-            sources.append((keys[j], False))
+        kept = np.arange(len(task))
         if most is not None and len(task) > most:
-            thresholds = task.levels[0].numpy() if task.levels else np.zeros(0)
-            task = task.rows(telling(task.z[:, 0].numpy(), thresholds, most))
+            kept = telling(task.z[:, 0].numpy(), task.levels[0].numpy() if task.levels else np.zeros(0), most)
+            task = task.rows(kept)
+        if data.known is not None and (j := _sibling(data, i, order[:place])) is not None:
+            at = data.known[:, i].nonzero()[kept, 0]
+            exact = data.known[at, j] & (data.side[at, j] == 0)
+            values = torch.where(exact, data.z[at, j], math.nan)
+            sources.append((keys[j], False, b"", b""))
+            sources.append((keys[j], False, values.numpy().tobytes(), data.variance[at, j].numpy().tobytes()))
         levels = task.levels[0] if task.levels else torch.zeros(0, dtype=torch.float64)
         arrays = (task.u, task.z, task.variance, task.side, levels)
         keys[i] = (len(task), task.columns, *(a.numpy().tobytes() for a in arrays), tuple(sources))
@@ -704,9 +748,7 @@ def _enough(data: Observations) -> list[_Key]:
 
 def _sibling(data: Observations, i: int, earlier: list[int]) -> int | None:
     """The earlier task that may tell what is missing of task i: known where that is not, and the most like it."""
-    if data.known is None or not earlier:
-        return None
-    known = data.known
+    known = data.known if data.known is not None else torch.ones_like(data.z, dtype=torch.bool)
     best, found = 0.0, None
     for j in earlier:
         both, more = known[:, i] & known[:, j], known[:, j] & ~known[:, i]
@@ -727,7 +769,14 @@ def _remembered(work: Callable[..., Any], recipe: GaussianProcess, key: _Key) ->
         torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data
     )
     z, variance, side = (a.reshape(n, 1) for a in (z, variance, side))
-    told = tuple(_Source(_remembered(GaussianProcess.fit_task, recipe, other), below) for other, below in sources)
+    told = tuple(
+        _Source(
+            _remembered(GaussianProcess.fit_task, recipe, other),
+            below,
+            *(torch.frombuffer(bytearray(b), dtype=torch.float64) if b else None for b in same),
+        )
+        for other, below, *same in sources
+    )
     return work(recipe, Observations(u.reshape(n, -1), z, variance, side, (levels,), columns=columns), told)
 
 

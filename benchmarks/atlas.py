@@ -44,9 +44,9 @@ import numpy as np
 import torch
 
 from benchmarks.play import Game, needed, play
-from excursion.campaign import Strategy
 from excursion.data import Outcome, Trial
 from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import RECIPES, GaussianProcess, MultiTask, Observations, Posterior, Surrogate
 from excursion.surrogate.joined import Independent

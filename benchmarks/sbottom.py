@@ -49,11 +49,11 @@ from scipy.spatial import ConvexHull
 
 from benchmarks.play import Game, needed, play
 from benchmarks.suite.problems import data_directory
-from excursion.campaign import Strategy
 from excursion.data import Job, Outcome
 from excursion.evaluators import Evaluator
 from excursion.evaluators.pyhf import Signal, WorkspaceModel, limits
 from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy
 from excursion.space import ParameterSpace
 
 RESULTS = Path(__file__).parent / "results"

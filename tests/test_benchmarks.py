@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from excursion.belief import settle
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.data import Job, Outcome
 from excursion.evaluators.pyhf import limits
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 
 # --- problems
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from excursion.acquisition import SUR, Offer, Offers, Search, Straddle, Target, select
 from excursion.belief import believe, observations
-from excursion.campaign import Campaign, Strategy, propose
+from excursion.campaign import Campaign
 from excursion.data import Outcome
 from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy, propose
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess, KernelSearch, MultiTask, Observations
 

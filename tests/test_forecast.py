@@ -8,12 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.cli import app
 from excursion.data import Outcome, Trial
 from excursion.evaluators.python import Function
 from excursion.forecast import Forecast, Pace, evaluated, forecast, latest, milestones, pace, spelt
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.runner import run
 
 QUICK = Strategy(search=Search(pool=256, candidates=48, integration=48, polish=1), seed=1)

@@ -9,12 +9,13 @@ from scipy.stats import multivariate_normal, norm
 
 from excursion import precision
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.errors import InvalidStrategy
 from excursion.evaluators.python import Function
 from excursion.levelset import disagreement
 from excursion.precision import Precision, ambiguous, misclassified, parse, width
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.result import Result, find_level_set
 from excursion.runner import run
 from excursion.space import Parameter, ParameterSpace

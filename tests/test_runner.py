@@ -14,12 +14,13 @@ from multiprocessing import get_context
 import pytest
 
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.data import Job, Outcome
 from excursion.errors import ImpossiblePoint, InvalidStrategy
 from excursion.evaluators import Evaluator
 from excursion.evaluators.python import Function
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.runner import run
 from excursion.space import Parameter, ParameterSpace
 from excursion.store import open_store
@@ -252,7 +253,8 @@ SCRIPT = textwrap.dedent(
     import sys, time
     from pathlib import Path
     from excursion.acquisition import Search
-    from excursion.campaign import Campaign, Strategy
+    from excursion.campaign import Campaign
+    from excursion.proposal import Strategy
     from excursion.evaluators.python import Function
     from excursion.problem import Problem, Task
     from excursion.runner import run

@@ -11,9 +11,9 @@ from excursion import viability as module
 from excursion.acquisition import SUR, Straddle
 from excursion.acquisition.search import DEAD, _tempered, select
 from excursion.belief import believe
-from excursion.campaign import target
 from excursion.data import Outcome, Trial
 from excursion.problem import Problem, Task
+from excursion.proposal import target
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess
 from excursion.surrogate.censored import censored_sites

@@ -14,12 +14,13 @@ import torch
 
 from . import levelset, uncertainty
 from .belief import believe, observations
-from .campaign import Campaign, Strategy, best_trial, one_sided
+from .campaign import Campaign, best_trial, one_sided
 from .contours import Contour, Slice, trace
 from .data import INFORMATIVE, Outcome, Trial
 from .errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
 from .evaluators.python import Function
 from .problem import Problem, Task, TransformName
+from .proposal import Strategy
 from .runner import run
 from .space import ParameterSpace
 from .store import Store

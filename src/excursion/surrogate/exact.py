@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -115,11 +115,40 @@ class _Source:
     below: bool
     values: Tensor | None = None
     variances: Tensor | None = None
+    # All explanations of f look at their common source at the same points.
+    _looks: list[tuple[Tensor, _Look]] = field(default_factory=list, compare=False)
 
-    def view(self, u: Tensor, level: Tensor) -> View:
-        """Of the source at u (n, d), levels (n,) of f: at level 0 the source's own value, else that of the level."""
+    def look(self, u: Tensor, d: int) -> _Look:
+        """At u (n, d or d + 1), levels being those of f: at level 0 the source's own value, else that of the level."""
+        for at, look in self._looks:
+            if at is u:
+                return look
+        place, level = u[:, :d], u[:, d:]
         own = (level - 1).clamp_min(0) if self.below else level
-        return self.belief.view(torch.cat([u, own[:, None]], 1) if own.any() else u)
+        view = self.belief.view(torch.cat([place, own], 1) if own.any() else place)
+        self._looks[:] = [(u, _Look(view)), *self._looks[: _LOOKS - 1]]
+        return self._looks[0][1]
+
+
+#: So many looks at a source, and covariances of each, are kept.
+_LOOKS = 4
+
+
+@dataclass(frozen=True, repr=False)
+class _Look:
+    """A view of a source, with its latest covariances."""
+
+    view: View
+    _covariances: list[tuple[_Look, Tensor]] = field(default_factory=list, compare=False)
+
+    def covariance(self, other: _Look) -> Tensor:
+        """With another look, (n, m)."""
+        for known, covariance in self._covariances:
+            if known is other:
+                return covariance
+        covariance = self.view.covariance(other.view)[0]
+        self._covariances[:] = [(other, covariance), *self._covariances[: _LOOKS - 1]]
+        return covariance
 
 
 @dataclass(frozen=True)
@@ -181,7 +210,8 @@ class _Process(Posterior):
         d = self.kernel.metric.shape[1]
         level = u[:, d] if u.shape[1] > d else u.new_zeros(len(u))
         link = self.link or _Link(0.0, 0.0, 0.0)
-        u, own, pull = u[:, :d], (level == 0).to(u.dtype), torch.where(level == 0, link.weight, 1.0)
+        at, u = u, u[:, :d]
+        own, pull = (level == 0).to(u.dtype), torch.where(level == 0, link.weight, 1.0)
         mean = self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
         variance = (self.scale**2 * self.kernel.amplitude).expand(len(u))
         noise = (self.scale**2 * (self.nugget + self.known)).expand(len(u))
@@ -189,13 +219,13 @@ class _Process(Posterior):
             raise ShapeError(f"posterior: must have a cheaper fidelity for levels above 0, got {level.max():g}")
         if self.source is None or (self.link is None and own.all()):
             return _Prior(mean, variance, noise, self, u, own, pull, torch.zeros_like(own), None)
-        below = self.source.view(u, level)
-        excess = own * (below.mean[0] - self.shift)
+        below = self.source.look(at, d)
+        excess = own * (below.view.mean[0] - self.shift)
         lever = math.sqrt(link.variance) * excess / self.scale
         return _Prior(
-            torch.where(level == 0, mean + link.prior * excess, below.mean[0]),
-            own * variance + pull**2 * below.variance[0] + (self.scale * lever) ** 2,
-            torch.where(level == 0, noise, below.noise[0]),
+            torch.where(level == 0, mean + link.prior * excess, below.view.mean[0]),
+            own * variance + pull**2 * below.view.variance[0] + (self.scale * lever) ** 2,
+            torch.where(level == 0, noise, below.view.noise[0]),
             self,
             u,
             own,
@@ -277,7 +307,7 @@ class _Prior:
     own: Tensor
     pull: Tensor
     lever: Tensor
-    below: View | None
+    below: _Look | None
 
     def covariance(self, other: _Prior) -> Tensor:
         """Prior covariance in standardised units, (n, m)."""
@@ -286,7 +316,7 @@ class _Prior:
             out.mul_(self.own[:, None]).mul_(other.own)
         if self.below is not None and other.below is not None:
             pull = self.pull[:, None] / self.process.scale**2
-            out.addcmul_(self.below.covariance(other.below)[0] * pull, other.pull.expand_as(out))
+            out.addcmul_(self.below.covariance(other.below) * pull, other.pull.expand_as(out))
             out.addr_(self.lever, other.lever)
         return out
 
@@ -562,7 +592,7 @@ class _Told:
 
     @classmethod
     def by(cls, source: _Source, u: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> _Told:
-        view = source.view(u, torch.zeros(len(u), dtype=u.dtype))
+        view = source.look(u, u.shape[1]).view
         mean, covariance, common = (view.mean[0] - shift) / scale, view.covariance(view)[0] / scale**2, 0 * y
         if source.values is not None and source.variances is not None:
             same = source.values.isfinite()
@@ -769,15 +799,11 @@ def _remembered(work: Callable[..., Any], recipe: GaussianProcess, key: _Key) ->
         torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data
     )
     z, variance, side = (a.reshape(n, 1) for a in (z, variance, side))
-    told = tuple(
-        _Source(
-            _remembered(GaussianProcess.fit_task, recipe, other),
-            below,
-            *(torch.frombuffer(bytearray(b), dtype=torch.float64) if b else None for b in same),
-        )
-        for other, below, *same in sources
-    )
-    return work(recipe, Observations(u.reshape(n, -1), z, variance, side, (levels,), columns=columns), told)
+    told = []
+    for other, below, *same in sources:
+        values, known = (torch.frombuffer(bytearray(b), dtype=torch.float64) if b else None for b in same)
+        told.append(_Source(_remembered(GaussianProcess.fit_task, recipe, other), below, values, known))
+    return work(recipe, Observations(u.reshape(n, -1), z, variance, side, (levels,), columns=columns), tuple(told))
 
 
 def _profile(

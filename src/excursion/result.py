@@ -19,7 +19,7 @@ from .contours import Contour, Slice, trace
 from .data import INFORMATIVE, Outcome, Trial
 from .errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
 from .evaluators.python import Function
-from .problem import Problem, Task, TransformName
+from .problem import Fidelity, Problem, Task, TransformName
 from .proposal import Strategy
 from .runner import run
 from .space import ParameterSpace
@@ -406,6 +406,7 @@ def find_level_set(
     constraints: Sequence[Any] = (),
     transform: str = "auto",
     goal: Any = None,
+    fidelities: Sequence[Fidelity] = (),
     strategy: Strategy | None = None,
     store: Store | str = "memory://",
     name: str = "level set",
@@ -433,6 +434,8 @@ def find_level_set(
         transform: "auto", "identity", "log", "asinh" or "log-tanh"; see `Transform`.
         goal: stop early when this stays reached: a number, the expected misclassified fraction of the volume, or a text
             such as "1 % ambiguous" or "within 10 GeV of m_chi", or several; see `run`.
+        fidelities: cheaper ways to evaluate, from cheap to dear, the last being the one whose level set is sought: the
+            function is told which one by an argument ``fidelity``, and the budget counts evaluations of the last.
         strategy: everything else; ``seed`` and ``design_size`` replace its own.
         store: where to keep the trials, "memory://", a file or a database URL. An existing campaign of the same name
             goes on.
@@ -453,7 +456,7 @@ def find_level_set(
     """
     thresholds = threshold if isinstance(threshold, Mapping) else {"f": threshold}
     tasks = tuple(Task(t, v, transform) for t, v in thresholds.items())  # type: ignore[arg-type]
-    problem = Problem(ParameterSpace.of(space, constraints), tasks)
+    problem = Problem(ParameterSpace.of(space, constraints), tasks, fidelities=tuple(fidelities))
     return _search(
         function, problem, budget=budget, batch=batch, seed=seed, design_size=design_size, goal=goal, strategy=strategy,
         store=store, name=name, workers=workers, executor=executor, progress=progress,

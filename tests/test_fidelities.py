@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from excursion.acquisition import SUR, Offer, Offers, Search, Straddle, Target, select
-from excursion.belief import believe, observations
+from excursion.belief import believe, observations, settle
 from excursion.campaign import Campaign
 from excursion.data import Outcome
 from excursion.errors import FitError, InvalidStrategy, ShapeError
+from excursion.precision import misclassified
 from excursion.problem import Fidelity, Problem, Task
 from excursion.proposal import Strategy, propose
 from excursion.space import Parameter, ParameterSpace
@@ -273,6 +274,7 @@ def test_a_campaign_designs_cheap_then_looks_at_what_is_worth_its_cost():
     trials = campaign.trials
     assert [t.fidelity for t in trials[:16]] == ["truth"] * 16
     assert {t.fidelity for t in trials[16:20]} == {"full"}
+    assert {t.events for t in trials} == {None}
     belief = campaign.belief()
     assert belief.levels == (0, 1)
     u = points(4000, seed=11)
@@ -398,3 +400,60 @@ def test_noise_that_tasks_have_in_common_is_taken_away():
     # Between the values of the source at the data nothing is left to learn from it there.
     own = second.view(u[known[:, 1]])
     assert (own.variance[0] < second.link.weight**2 * first.view(u[known[:, 1]]).variance[0] + 0.01).all()
+
+
+def test_status_and_forecast_wait_for_the_design_of_every_fidelity():
+    campaign = Campaign.create("memory://", "two", PROBLEM, Strategy(seed=1))
+    while len(campaign.trials) < 18:
+        evaluate(campaign, campaign.ask(2))
+    assert campaign.status("1 % misclassified").readings == ()
+    assert campaign.forecast(0.01) is not None
+    while len(campaign.trials) < 26:
+        evaluate(campaign, campaign.ask(2))
+    assert len(campaign.status("1 % misclassified").readings) == 1
+
+
+def test_a_task_needs_two_values_before_it_is_believed():
+    problem = Problem(SPACE, (Task("f", (0.5,)), Task("g", (0.5,))))
+    campaign = Campaign.create("memory://", "few", problem, Strategy(seed=1, design_size=4))
+    for i in range(10):
+        (t,) = campaign.ask(1)
+        assert t.criterion == "design"
+        campaign.tell(t.number, {"f": float(i % 3), "g": 0.2 if i == 0 else None})
+    (t,) = campaign.ask(1)
+    campaign.tell(t.number, {"f": 1.0, "g": 0.7})
+    assert campaign.ask(1)[0].criterion == "SUR"
+
+
+def test_what_nobody_can_evaluate_is_not_left_to_do():
+    campaign = Campaign.create("memory://", "dead", Problem(SPACE, (Task("f", (0.5,)),)), Strategy(seed=1, retries=0))
+    while len(campaign.trials) < 40:
+        for t in campaign.ask(4):
+            u = torch.tensor([[t.x["a"], t.x["b"]]], dtype=torch.float64)
+            dead = t.x["a"] > 0.6
+            campaign.tell(t.number, Outcome.failed("crash") if dead else Outcome.of(float(dear(u))))
+    belief = campaign.belief()
+    everywhere = misclassified(belief.problem, belief.posterior)["f"]
+    assert campaign.status().uncertainty["f"] < 0.5 * everywhere
+
+
+def test_the_same_point_may_be_looked_at_with_another_fidelity():
+    space = ParameterSpace((Parameter("a", 0, 1, step=0.25), Parameter("b", 0, 1, step=0.25)))
+    campaign = Campaign.create("memory://", "grid", replace(PROBLEM, space=space), Strategy(seed=1, design_size=4))
+    evaluate(campaign, campaign.add([space.point(x) for x in space.from_unit(space.lattice())], fidelity="truth"))
+    for _ in range(12):
+        evaluate(campaign, campaign.ask(1))
+    asked = campaign.trials[25:]
+    assert {t.fidelity for t in asked} == {"full"}
+    assert len({tuple(t.x.values()) for t in asked}) == 12
+
+
+def test_the_transform_is_that_of_all_fidelities():
+    campaign = Campaign.create("memory://", "decades", replace(PROBLEM, tasks=(Task("f", (1.0,)),)))
+    for i, x in enumerate(points(44)):
+        x = x if i < 40 else 0.45 + 0.05 * x  # a corner in which everything is linear
+        (t,) = campaign.add([{"a": float(x[0]), "b": float(x[1])}], fidelity="truth" if i < 40 else "full")
+        campaign.tell(t.number, math.exp(12 * float(x[0]) - 6 + float(x[1])) * (1 if i < 40 else 1.1))
+    assert campaign.belief().problem.tasks[0].transform in ("log", "log-tanh")
+    few = [t for t in campaign.trials if t.fidelity == "full"]
+    assert settle(campaign.problem, few).tasks[0].transform == "identity"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,11 +32,12 @@ from .forecast import Forecast, evaluated, forecast, latest, milestones, pace
 from .known import Source, answers, known, parse_cell
 from .precision import Precision, Reading, measure, misclassified, parse
 from .problem import Problem
-from .proposal import Strategy, propose, target, whole
+from .proposal import Strategy, propose, target, to_design, whole
 from .space import ParameterSpace
 from .store import Store, open_store
 from .surrogate import Observations, Posterior
 from .threads import one_thread
+from .viability import ALWAYS, Viability, viability
 
 #: Version of the JSON that describes problem and strategy.
 SPEC_VERSION = 1
@@ -70,17 +72,26 @@ def improvement(problem: Problem, posterior: Posterior, data: Observations) -> d
     return {name: float(EI().score(look).max()) / span if span > 0 else 1.0}
 
 
-def remaining(problem: Problem, posterior: Posterior, data: Observations) -> dict[str, float]:
-    """What is left to do per task: `misclassified` of level sets, `improvement` of an optimum."""
-    return improvement(problem, posterior, data) if problem.sign else misclassified(problem, posterior)
+def remaining(
+    problem: Problem, posterior: Posterior, data: Observations, viable: Viability = ALWAYS
+) -> dict[str, float]:
+    """What is left to do per task: `misclassified` of level sets, `improvement` of an optimum.
+
+    What cannot be evaluated is not left to do: fractions are of the volume times the probability of success.
+    """
+    if problem.sign:
+        return improvement(problem, posterior, data)
+    return misclassified(problem, posterior, None if viable.sure else viable)
 
 
-def readings(goals: Sequence[Precision], belief: Belief) -> tuple[Reading, ...]:
-    """What a belief says about each condition of a goal."""
+def readings(goals: Sequence[Precision], belief: Belief, viable: Viability = ALWAYS) -> tuple[Reading, ...]:
+    """What a belief says about each condition of a goal, where evaluations succeed."""
     problem, posterior = belief.problem, belief.posterior
-    left = remaining(problem, posterior, belief.data) if goals else {}
-    plain = ("misclassified", "improvement")
-    return tuple(Reading(g, left[g.task] if g.measure in plain else measure(g, problem, posterior)) for g in goals)
+    left = remaining(problem, posterior, belief.data, viable) if goals else {}
+    plain, weigh = ("misclassified", "improvement"), None if viable.sure else viable
+    return tuple(
+        Reading(g, left[g.task] if g.measure in plain else measure(g, problem, posterior, weigh)) for g in goals
+    )
 
 
 @torch.no_grad()
@@ -498,11 +509,13 @@ class Campaign:
         if not goals:
             return None
         done = sorted((t for t in trials if t.told is not None), key=lambda t: t.told or 0)
-        design = max(2, self.strategy.design(self.problem.space.dim))
         useful = [k + 1 for k, t in enumerate(done) if t.state in INFORMATIVE]
+        # Nothing is believed before the design of every fidelity is complete.
+        designed = bisect_left(useful, True, key=lambda k: to_design(self.problem, self.strategy, done[:k]) is None)
+        useful = useful[designed:]
         curves: list[list[tuple[int, float]]] = [[] for _ in goals]
         with one_thread(len(trials)):
-            for k in milestones(design, len(useful), _MILESTONES):
+            for k in milestones(1, len(useful), _MILESTONES):
                 past = done[: useful[k - 1]]
                 found = readings(goals, believe(self.problem, self.strategy.surrogate, past))
                 for curve, reading in zip(curves, found):
@@ -525,12 +538,12 @@ class Campaign:
             counts[t.state] = counts.get(t.state, 0) + 1
         left: Mapping[str, float] = {}
         notes: tuple[str, ...] = ()
-        if sum(t.state in INFORMATIVE for t in trials) >= max(2, self.strategy.design(problem.space.dim)):
+        if to_design(problem, self.strategy, trials) is None:
             with one_thread(len(trials)):
-                belief = believe(problem, self.strategy.surrogate, trials)
-                left = remaining(belief.problem, belief.posterior, belief.data)
+                belief, viable = believe(problem, self.strategy.surrogate, trials), viability(problem.space, trials)
+                left = remaining(belief.problem, belief.posterior, belief.data, viable)
                 notes = one_sided(belief.problem, belief.posterior, belief.data)
-                read = readings(goals, belief)
+                read = readings(goals, belief, viable)
         if problem.sign:
             return Status(self.name, counts, left, {}, notes, best_trial(problem, trials), read)
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))

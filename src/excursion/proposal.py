@@ -231,7 +231,7 @@ def _new(
     """`propose` without retries; ``viable`` is the probability of success."""
     space, k = problem.space, len(trials)
     basis = sum(t.state in FINISHED for t in trials)
-    level = _to_design(problem, strategy, trials)
+    level = to_design(problem, strategy, trials)
     if level is not None or isinstance(strategy.acquisition, Sobol):
         u = _design(problem, strategy, trials, n, level or 0, among, viable)
         name, events = _names(problem, level or 0)
@@ -307,18 +307,22 @@ def _new(
 _LESS, _MORE = 0.5, 2
 
 
-def _to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> int | None:
-    """The level that still needs space-filling points; None once all have enough."""
+def to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> int | None:
+    """The level that still needs space-filling points; None once all have enough, so that there can be a belief."""
     d, size = problem.space.dim, max(strategy.design(problem.space.dim), 2)
     known = [0] * max(1, len(problem.fidelities))
+    valued = dict.fromkeys(problem.task_names, 0)
     for t in trials:
-        known[problem.level(t.fidelity)] += t.state in INFORMATIVE
+        if t.state in INFORMATIVE and t.outcome:
+            known[level := problem.level(t.fidelity)] += 1
+            for name in t.outcome.values if level == 0 else ():
+                valued[name] += 1
     asked = [level for level, f in enumerate(reversed(problem.fidelities)) if f.cost is not None] or [0]
     for level in reversed(asked):
         needed = size if level == 0 else _MORE * size
         if any(count >= size for count in known[level + 1 :]):
             needed = max(d + 1, math.ceil(_LESS * size))
-        if known[level] < needed:
+        if known[level] < needed or (level == 0 and min(valued.values()) < 2):
             return level
     return None
 

@@ -111,7 +111,7 @@ class Result:
             FitError: fewer than two trials hold values.
         """
         trials = campaign.trials
-        known = sum(t.state in INFORMATIVE for t in trials)
+        known = sum(t.state in INFORMATIVE and campaign.problem.level(t.fidelity) == 0 for t in trials)
         if known < 2:
             raise FitError(
                 f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {known} of "

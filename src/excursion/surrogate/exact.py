@@ -130,8 +130,8 @@ class _Source:
         return self._looks[0][1]
 
 
-#: So many looks at a source, and covariances of each, are kept.
-_LOOKS = 4
+#: So many looks at a source are kept, and covariances of each: that at the data and that at what is asked for.
+_LOOKS = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,6 +205,10 @@ class _Process(Posterior):
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         return self.view(a).covariance(self.view(b))
 
+    def _base(self, u: Tensor) -> Tensor:
+        """Mean (n,) at u (n, d) where the source is `shift`."""
+        return self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
+
     def prior(self, u: Tensor) -> _Prior:
         """What is believed at u before values of f itself are known."""
         d = self.kernel.metric.shape[1]
@@ -212,7 +216,7 @@ class _Process(Posterior):
         link = self.link or _Link(0.0, 0.0, 0.0)
         at, u = u, u[:, :d]
         own, pull = (level == 0).to(u.dtype), torch.where(level == 0, link.weight, 1.0)
-        mean = self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
+        mean = self._base(u)
         variance = (self.scale**2 * self.kernel.amplitude).expand(len(u))
         noise = (self.scale**2 * (self.nugget + self.known)).expand(len(u))
         if not own.all() and self.source is None:
@@ -242,12 +246,9 @@ class _Process(Posterior):
         # What the same evaluation gave for the source is known, and tells nothing about it elsewhere.
         values = torch.cat([self.source.values, self.u.new_full((len(self.u) - self.rows,), math.nan)])
         same, excess = values.isfinite(), values - self.shift
-        base = self.shift + self.scale * (
-            _basis(_part(self.u[:, : len(self.kernel.metric.T)], self.columns), self.mean) @ self.beta
-        )
         return replace(
             prior,
-            mean=torch.where(same, base + self.link.prior * excess, prior.mean),
+            mean=torch.where(same, self._base(prior.u) + self.link.prior * excess, prior.mean),
             pull=torch.where(same, 0.0, prior.pull),
             lever=torch.where(same, math.sqrt(self.link.variance) * excess / self.scale, prior.lever),
         )

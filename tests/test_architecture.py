@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("acquisition",),
     ("uncertainty",),
     ("belief", "forecast", "precision", "viability"),
-    ("proposal",),
+    ("fidelities", "proposal"),
     ("campaign",),
     ("doctor",),
     ("evaluators",),

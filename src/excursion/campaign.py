@@ -6,8 +6,8 @@ import math
 import numbers
 import os
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from .errors import (
     UnknownCampaign,
     UnknownTrial,
 )
-from .forecast import Forecast, evaluated, forecast, latest, milestones, pace
+from .fidelities import Help, helps
+from .forecast import Forecast, forecast, latest, milestones, pace, paid, unit
 from .known import Source, answers, known, parse_cell
 from .precision import Precision, Reading, measure, misclassified, parse
 from .problem import Problem
@@ -140,9 +141,13 @@ class Status:
         uncertainty: task -> expected misclassified fraction of the allowed volume; for an optimum the largest expected
             improvement in units of the range of values seen (`improvement`). Empty while the design runs.
         crossed: task -> whether values on both sides of each threshold are known; empty for an optimum.
-        notes: once the design is complete: thresholds with values on one side only, a sentence each.
+        notes: once the design is complete: thresholds with values on one side only, and what a cheaper fidelity does
+            for each task, a sentence each.
         readings: once the design is complete: what is known of each condition of the goal.
         best: where an optimum is sought: the trial with the best value.
+        spent: cost of the finished trials, in evaluations of the dearest fidelity; rows of tables cost nothing.
+        fidelities: fidelity -> number of finished trials, rows of tables included; empty where none are declared.
+        cheaper: once the design is complete: what the cheaper fidelity does for each task; also in the notes.
     """
 
     name: str
@@ -152,6 +157,9 @@ class Status:
     notes: tuple[str, ...] = ()
     best: Trial | None = None
     readings: tuple[Reading, ...] = ()
+    spent: float = 0.0
+    fidelities: Mapping[str, int] = field(default_factory=dict)
+    cheaper: tuple[Help, ...] = ()
 
     @property
     def reached(self) -> bool:
@@ -369,7 +377,8 @@ class Campaign:
             How many rows were used, and how many were not, for which reason.
 
         Raises:
-            InvalidTable: it cannot be used: columns, units, cells; nothing is stored.
+            InvalidTable: it cannot be used: columns, units, cells, a row that contradicts another or what is known at
+                its point (see `tell`); nothing is stored.
             InvalidProblem: nobody declared this fidelity, or it is not said which one the table holds.
         """
         if self.problem.fidelities and not fidelity:
@@ -383,9 +392,14 @@ class Campaign:
             basis = sum(t.state in FINISHED for t in trials)
             told = {_row(t.fidelity, t.x, t.outcome) for t in trials if t.outcome is not None and t.criterion == TABLE}
             proposals, outcomes = [], []
-            for x, outcome in zip(found.points, found.outcomes):
+            seen = _outcomes(self.problem, trials)
+            for number, x, outcome in zip(found.rows, found.points, found.outcomes):
                 if (row := _row(fidelity, x, outcome)) not in told:
                     told.add(row)
+                    there = seen.setdefault(_place(self.problem, fidelity, x), [])
+                    if wrong := _contradiction(outcome, there):
+                        raise InvalidTable(f"table, row {number}: {wrong}. Correct the row, or leave it out")
+                    there.append((f"row {number}", outcome))
                     proposals.append(Proposal(x, basis, TABLE, fidelity=fidelity))
                     outcomes.append(outcome)
             seeds = [evaluation_seed(self.strategy.seed, len(trials) + i) for i in range(len(proposals))]
@@ -409,8 +423,9 @@ class Campaign:
             outcome: an `Outcome`; a dict task -> value, or one number if there is one task.
 
         Raises:
-            InvalidOutcome: NaN, missing or unknown tasks, a bound that an exact value known at the same point
-                contradicts (by five standard deviations, where its variance is known); the trial stays pending.
+            InvalidOutcome: NaN, missing or unknown tasks, a bound and an exact value at the same point and fidelity
+                that contradict each other (by five standard deviations, where variances are known), whichever was told
+                first; the trial stays pending.
             TrialFinished: it was told before.
             UnknownTrial: there is no such trial.
         """
@@ -449,6 +464,7 @@ class Campaign:
                     f"which is {trial.state}. Take the row out"
                 )
             _check_bounds(self.problem, trials, trial, outcome)
+            trials[number] = replace(trial, outcome=outcome)  # rows must agree with each other, too
             asked: dict[str, Any] = {**trial.x, "fidelity": trial.fidelity, "events": trial.events}
             for name in asked.keys() & cells.keys():
                 told, was = cells[name], asked[name]
@@ -463,7 +479,7 @@ class Campaign:
     def checked(self, number: int, outcome: Outcome) -> Outcome:
         """The outcome, if it fits the problem and does not contradict what is known; raises what `tell` does."""
         self.problem.check(outcome)
-        if outcome.bounds:
+        if outcome.error is None:
             trials = self.trials
             if 0 <= number < len(trials):
                 _check_bounds(self.problem, trials, trials[number], outcome)
@@ -513,14 +529,15 @@ class Campaign:
         # Nothing is believed before the design of every fidelity is complete.
         designed = bisect_left(useful, True, key=lambda k: to_design(self.problem, self.strategy, done[:k]) is None)
         useful = useful[designed:]
-        curves: list[list[tuple[int, float]]] = [[] for _ in goals]
+        curves: list[list[tuple[float, float]]] = [[] for _ in goals]
         with one_thread(len(trials)):
             for k in milestones(1, len(useful), _MILESTONES):
                 past = done[: useful[k - 1]]
                 found = readings(goals, believe(self.problem, self.strategy.surrogate, past))
                 for curve, reading in zip(curves, found):
-                    curve.append((evaluated(past), reading.value))
-        return latest(forecast(curve, g.limit, pace(trials)) for curve, g in zip(curves, goals))
+                    curve.append((paid(self.problem, past), reading.value))
+        now, what = pace(self.problem, trials), unit(self.problem)
+        return latest(forecast(curve, g.limit, now, what) for curve, g in zip(curves, goals))
 
     def status(self, goal: Any = None) -> Status:
         """Counts, what is left to do, and whether the thresholds are crossed or which value is best.
@@ -538,19 +555,24 @@ class Campaign:
             counts[t.state] = counts.get(t.state, 0) + 1
         left: Mapping[str, float] = {}
         notes: tuple[str, ...] = ()
+        cheaper: tuple[Help, ...] = ()
         if to_design(problem, self.strategy, trials) is None:
             with one_thread(len(trials)):
                 belief, viable = believe(problem, self.strategy.surrogate, trials), viability(problem.space, trials)
                 left = remaining(belief.problem, belief.posterior, belief.data, viable)
-                notes = one_sided(belief.problem, belief.posterior, belief.data)
+                cheaper = helps(belief.problem, belief.posterior, trials)
+                notes = one_sided(belief.problem, belief.posterior, belief.data) + tuple(map(str, cheaper))
                 read = readings(goals, belief, viable)
+        done = [problem.fidelity(t.fidelity).name for t in trials if problem.fidelities and t.state in FINISHED]
+        known = {f.name: done.count(f.name) for f in problem.fidelities}
         if problem.sign:
-            return Status(self.name, counts, left, {}, notes, best_trial(problem, trials), read)
+            best = best_trial(problem, trials)
+            return Status(self.name, counts, left, {}, notes, best, read, paid(problem, trials), known, cheaper)
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))
         seen = observations(plain, trials)
         sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
-        return Status(self.name, counts, left, crossed, notes, None, read)
+        return Status(self.name, counts, left, crossed, notes, None, read, paid(problem, trials), known, cheaper)
 
 
 @dataclass(frozen=True)
@@ -593,27 +615,53 @@ def _row(fidelity: str, x: Mapping[str, float], outcome: Outcome) -> Hashable:
     return (fidelity, *(tuple(sorted(part.items())) for part in parts))
 
 
+def _place(problem: Problem, fidelity: str, x: Mapping[str, float]) -> Hashable:
+    """What makes two evaluations those of the same point and fidelity."""
+    names = (problem.fidelity(fidelity).parameters if problem.fidelities else None) or problem.space.names
+    return (problem.level(fidelity), *(x[n] for n in names))
+
+
+def _outcomes(problem: Problem, trials: Iterable[Trial]) -> dict[Hashable, list[tuple[str, Outcome]]]:
+    """What is known at each place, with the names of the trials."""
+    seen: dict[Hashable, list[tuple[str, Outcome]]] = {}
+    for t in trials:
+        if t.outcome is not None and t.outcome.error is None:
+            seen.setdefault(_place(problem, t.fidelity, t.x), []).append((f"trial {t.number}", t.outcome))
+    return seen
+
+
 def _check_bounds(problem: Problem, trials: Sequence[Trial], trial: Trial, outcome: Outcome) -> None:
-    """Refuse a bound on the wrong side of an exact value of the same point, fidelity and task."""
-    names = (problem.fidelity(trial.fidelity).parameters if problem.fidelities else None) or problem.space.names
-    level = problem.level(trial.fidelity)
-    for other in trials:
-        if other.outcome is None or any(other.x[n] != trial.x[n] for n in names):
-            continue
-        if problem.level(other.fidelity) != level:
-            continue
-        for task, side in outcome.bounds.items():
-            if task not in other.outcome.values or task in other.outcome.bounds:
+    """Refuse a bound and an exact value of the same point, fidelity and task that contradict each other."""
+    seen = _outcomes(problem, (t for t in trials if t.number != trial.number))
+    if wrong := _contradiction(outcome, seen.get(_place(problem, trial.fidelity, trial.x), ())):
+        raise InvalidOutcome(f"{wrong}. Tell the value, or a failure")
+
+
+def _contradiction(outcome: Outcome, known: Iterable[tuple[str, Outcome]]) -> str:
+    """How an outcome contradicts one of those known at the same place; empty if it does not.
+
+    Of a bound and an exact value that lies beyond it by more than five standard deviations one must be wrong; two
+    exact values may differ (noise), and of two bounds the truth may lie between.
+    """
+    for name, other in known:
+        for task in outcome.values.keys() & other.values.keys():
+            sides = outcome.bounds.get(task), other.bounds.get(task)
+            if (sides[0] is None) == (sides[1] is None):
                 continue
-            value, bound = other.outcome.values[task], outcome.values[task]
-            variances = [o.variances[task] for o in (other.outcome, outcome) if task in o.variances]
-            excess = bound - value if side == "above" else value - bound
-            if excess > 5 * math.sqrt(sum(variances)):
-                sd = f" +- {math.sqrt(other.outcome.variances[task]):g}" if task in other.outcome.variances else ""
-                raise InvalidOutcome(
-                    f"outcome of task {task!r}: a bound must agree with what is known, got {side} {bound:g} at the "
-                    f"point of trial {other.number}, where it is {value:g}{sd}. Tell the value, or a failure"
+            told, there = outcome.values[task], other.values[task]
+            bound, exact = (told, there) if sides[0] else (there, told)
+            excess = bound - exact if "above" in sides else exact - bound
+            if excess > 5 * math.sqrt(sum(o.variances.get(task, 0.0) for o in (outcome, other))):
+                texts = [
+                    f"{value:g}" if side is None else f"{side} {value:g}" for side, value in zip(sides, (told, there))
+                ]
+                if task in other.variances:
+                    texts[1] += f" +- {math.sqrt(other.variances[task]):g}"
+                return (
+                    f"outcome of task {task!r}: {'a bound' if sides[0] else 'a value'} must agree with what is known, "
+                    f"got {texts[0]} at the point of {name}, where it is {texts[1]}"
                 )
+    return ""
 
 
 def _storable(problem: Problem) -> Problem:

@@ -19,6 +19,7 @@ from .contours import Contour, Slice, trace
 from .data import INFORMATIVE, Outcome, Trial
 from .errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
 from .evaluators.python import Function
+from .fidelities import helps
 from .problem import Fidelity, Problem, Task, TransformName
 from .proposal import Strategy
 from .runner import run
@@ -128,8 +129,9 @@ class Result:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What is amiss: a sentence for each threshold that has values on one side only."""
-        return one_sided(self.problem, self.posterior, observations(self.problem, self.history))
+        """Sentences: on each threshold that has values on one side only, on what a cheaper fidelity does for a task."""
+        found = one_sided(self.problem, self.posterior, observations(self.problem, self.history))
+        return found + tuple(map(str, helps(self.problem, self.posterior, self.history)))
 
     def _unit(self, x: Any) -> torch.Tensor:
         space = self.problem.space

@@ -165,6 +165,29 @@ class _Link:
     weight: float
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a task's observations are foretold, each from all others, with and without the cheaper fidelity.
+
+    Of the best explanation of each kind; of up to `FEW` observations, those that tell most about the thresholds, bounds
+    left out. Pairs are (with, without).
+
+    Attributes:
+        error: root mean square of mean minus value, on the transformed scale.
+        density: mean log predictive density of a value.
+        count: how many observations.
+        weight: that the belief gives to explanations that follow the cheaper fidelity.
+
+    References:
+        Rasmussen and Williams (2006), eqs. 5.10 to 5.12; see `Evidence.held_out`.
+    """
+
+    error: tuple[float, float]
+    density: tuple[float, float]
+    count: int
+    weight: float = 0.0
+
+
 @dataclass(frozen=True, repr=False)
 class _Process(Posterior):
     """One task: z = shift + w * (source - shift) + scale * (basis @ beta + GP), the GP in standardised units.
@@ -193,6 +216,7 @@ class _Process(Posterior):
     link: _Link | None = None
     columns: tuple[int, ...] | None = None  # the parameters that f depends on
     rows: int = 0  # so many of the points are those of the fit; later ones are of `condition`
+    held_out: HeldOut | None = None  # of the whole fit, where there is a cheaper fidelity
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         view = self.view(u)
@@ -288,7 +312,8 @@ class _Process(Posterior):
                 "nugget": float(self.scale * self.nugget.sqrt()),
                 "mean": (self.shift + self.scale * self.beta[0]).item(),
             }
-            | ({} if self.source is None else {"follows": self.link.weight if self.link else 0.0}),
+            | ({} if self.source is None else {"follows": self.link.weight if self.link else 0.0})
+            | ({} if self.held_out is None else {"held_out": asdict(self.held_out)}),
         )
 
 
@@ -402,7 +427,7 @@ class GaussianProcess(Surrogate):
     @torch.no_grad()
     def fit_task(self, data: Observations, sources: tuple[_Source, ...] = ()) -> Posterior:
         """The belief about the one task of the data."""
-        scaled, thresholds, found = self._sought(data, sources)
+        scaled, thresholds, found, held_out = self._sought(data, sources)
         y, known, side = scaled.y, scaled.noise, data.side[:, 0]
         exact = side == 0
         if not exact.all():
@@ -419,18 +444,21 @@ class GaussianProcess(Surrogate):
             found = scaled.drawn(found)
         parts = tuple(scaled.process(e, typical) for e in found)
         weights = np.exp(np.array([e.weight for e in found]))
+        if held_out is not None:
+            share = sum(w for w, p in zip(weights, parts) if p.link and p.source and p.source.below) / weights.sum()
+            parts = tuple(replace(p, held_out=replace(held_out, weight=float(share))) for p in parts)
         return parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
 
     @torch.no_grad()
     def score_task(self, data: Observations, sources: tuple[_Source, ...] = ()) -> float:
         """One of `scores`, from the same arguments as `fit_task`; no belief is made."""
-        scaled, _, found = self._sought(data, sources)
+        scaled, _, found, _ = self._sought(data, sources)
         return found[0].score - DENSITY * float((data.side == 0).sum() * scaled.scale.log())
 
     def _sought(
         self, data: Observations, sources: tuple[_Source, ...]
-    ) -> tuple[_Standardised, np.ndarray, list[_Explanation]]:
-        """Standardised observations and thresholds (k,), and what explains them."""
+    ) -> tuple[_Standardised, np.ndarray, list[_Explanation], HeldOut | None]:
+        """Standardised observations and thresholds (k,), what explains them, and what a cheaper fidelity does."""
         z, side = data.z[:, 0], data.side[:, 0]
         shift = z.mean()
         spread = (z - shift).abs().max()
@@ -458,9 +486,11 @@ class GaussianProcess(Surrogate):
             data.columns,
         )
         with one_thread(SOME):  # the search sees no more rows than that
-            return scaled, thresholds, self._explanations(scaled, thresholds, side.numpy())
+            return scaled, thresholds, *self._explanations(scaled, thresholds, side.numpy())
 
-    def _explanations(self, data: _Standardised, levels: np.ndarray, side: np.ndarray) -> list[_Explanation]:
+    def _explanations(
+        self, data: _Standardised, levels: np.ndarray, side: np.ndarray
+    ) -> tuple[list[_Explanation], HeldOut | None]:
         """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average`.
 
         The score is sum_i ln P(class of i | all others) over observations and thresholds, plus `DENSITY` times the log
@@ -491,6 +521,7 @@ class GaussianProcess(Surrogate):
                 first = first or new
                 found += new
         found.sort(key=lambda e: -e.score)
+        held_out = data.held_out(found, few, side)
         if len(some) > len(few):
             followed = []
             for e in found[:3]:
@@ -499,11 +530,11 @@ class GaussianProcess(Surrogate):
                 followed.append(_Explanation(e.name, theta, value, e.follows).scored(evidence, levels, side[some]))
             found = sorted(followed, key=lambda e: -e.score)
         if not self.average or len(data.y) >= AVERAGED * d:
-            return found[:1]
+            return found[:1], held_out
         # Held-out classes are correlated: their product would trust the winner too much.
         flat = TEMPER if len(levels) else 1 / DENSITY
         found = [replace(e, weight=flat * (e.score - found[0].score)) for e in found]
-        return [e for e in found[:MOST] if e.weight > math.log(LEAST)]
+        return [e for e in found[:MOST] if e.weight > math.log(LEAST)], held_out
 
 
 #: Weight of the log posterior beside the log probability of held-out classes.
@@ -651,6 +682,25 @@ class _Standardised:
         if told:
             arrays += [told.offset[index].numpy(), told.extra[index][:, index].numpy()]
         return Evidence(kernel, *arrays)
+
+    def held_out(self, found: list[_Explanation], index: np.ndarray, side: np.ndarray) -> HeldOut | None:
+        """What the cheaper fidelity does for these observations, from explanations, best first; None if there is none.
+
+        ``side`` is that of all observations, (n,).
+        """
+        exact = side[index] == 0
+        below = [e.follows is not None and self.told[e.follows].source.below for e in found]
+        if not any(below) or not exact.any():
+            return None
+        errors, densities = [], []
+        for kind in (True, False):
+            best = found[below.index(kind)]
+            evidence = self.evidence(best.name, index, best.follows)
+            mean, variance = (a[exact] for a in evidence.held_out(best.theta))
+            off, log_scale = evidence.y[exact] - mean, float(self.scale.log())
+            errors.append(float(self.scale) * math.sqrt(np.square(off).mean()))
+            densities.append(-0.5 * float((np.log(2 * math.pi * variance) + off**2 / variance).mean()) - log_scale)
+        return HeldOut((errors[0], errors[1]), (densities[0], densities[1]), int(exact.sum()))
 
     def noise_beside(self, told: _Told | None) -> Tensor:
         """Known variances that are left when the noise that is common with a source is taken away, (n,)."""

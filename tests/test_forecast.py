@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from excursion import forecast as module
 from excursion.acquisition import Search
 from excursion.campaign import Campaign
 from excursion.cli import app
@@ -44,13 +45,19 @@ def test_forecasts_of_walks_come_true():
     assert 0.85 < inside / number <= 1.0
 
 
-def test_there_is_no_forecast_without_history_or_trend():
+def test_there_is_no_forecast_without_history_or_trend(monkeypatch):
     assert str(forecast([(8, 0.1), (9, 0.09)], 0.01)) == "no forecast yet (2 measurements, 4 are needed)"
     flat = forecast([(n, 0.1 * (1 + 0.3 * (-1) ** n)) for n in range(8, 60, 4)], 1e-4)
     assert flat.more is None or flat.high > 60
     rising = forecast([(n, 0.001 * n**2) for n in range(8, 60, 4)], 1e-4)
     assert rising.reason == "the measure shows no clear trend"
     assert forecast([(8, 0.1), (9, 0.001)], 0.01).more == 0
+    # A median alone is none: the upper end lies beyond ten times the history.
+    z = np.cumsum(-0.02 + 0.12 * np.random.default_rng(1).standard_normal(12))
+    curve, limit = [(8 + i, math.exp(v)) for i, v in enumerate(z)], math.exp(z.min() - 1.5)
+    assert forecast(curve, limit).reason == "the measure shows no clear trend"
+    monkeypatch.setattr(module, "_FARTHEST", 1e9)
+    assert forecast(curve, limit).more < 50
 
 
 def test_the_slowest_of_several_counts():

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from excursion.belief import observations
-from excursion.campaign import Campaign
+from excursion.campaign import Campaign, observations
 from excursion.examples import sleptons
 from excursion.result import Result
 from excursion.surrogate import GaussianProcess

@@ -22,7 +22,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("acquisition",),
     ("uncertainty",),
     ("belief", "forecast", "precision", "viability"),
-    ("fidelities", "proposal"),
     ("campaign",),
     ("doctor",),
     ("evaluators",),

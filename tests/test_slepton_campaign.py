@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import slepton_fidelities
 
 from excursion.campaign import Campaign
 from excursion.data import Job, Outcome
@@ -109,6 +110,60 @@ def test_a_job_says_which_events_and_how_many():
     assert (by_itself.info["fidelity"], by_itself.info["generated"]) == ("hadron", 70)
     assert (told.info["fidelity"], told.info["generated"]) == ("parton", 90)
     assert set(told.values) == set(sleptons.WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def lattice():
+    return slepton_fidelities.Lattice.read()
+
+
+def test_the_parton_level_is_a_good_guide(lattice):
+    """Beyond a mass splitting of 100 GeV hadronisation moves limits by a per cent, less than Monte Carlo errors."""
+    assert len(lattice.x) == 653
+    far = lattice.x[:, 0] - lattice.x[:, 1] > 100
+    for task in slepton_fidelities.TASKS:
+        ratio = np.log(lattice.columns[f"{task}_parton"][far] / lattice.columns[f"{task}_hadron_all"][far])
+        assert abs(np.median(ratio)) < 0.02
+        assert np.quantile(np.abs(ratio), 0.95) < 0.05
+
+
+def test_the_table_has_the_limits_of_the_grid_made_before(lattice):
+    """638 points of parton level, 10000 events each, made by another code path (m_chi rounded to the GeV)."""
+    grid = read("slepton_grid.csv")
+    for task in slepton_fidelities.TASKS:
+        found = []
+        for row in grid:
+            x = [float(row["m_slepton"]), float(row["m_chi"])]
+            i = int(np.argmin(np.abs(lattice.x - x).sum(axis=1)))
+            if np.abs(lattice.x[i] - x).sum() < 2.5 and x[0] - x[1] > 60:
+                found.append(math.log(lattice.columns[f"{task}_parton"][i] / float(row[task])))
+        assert len(found) > 60
+        assert abs(np.median(found)) < 0.01
+        assert np.median(np.abs(found)) < 0.03
+
+
+def test_what_is_needed_is_kept():
+    steps = [{"dear": 2}, *({"dear": n, "observed": e} for n, e in ((4, 0.01), (6, 0.03), (8, 0.02), (10, 0.005)))]
+
+    def observed(step):
+        return step["observed"]
+
+    assert slepton_fidelities.needed(steps, 0.02, observed, "dear") == 8
+    assert slepton_fidelities.needed(steps, 0.01, observed, "dear") == 10
+    assert slepton_fidelities.needed(steps, 0.001, observed, "dear") == math.inf
+
+
+def test_a_campaign_on_the_table(lattice):
+    """Errors are those of the belief against the reference, and the budget counts dear evaluations."""
+    steps = slepton_fidelities.curve("dear", 0, 14, 2, lattice)
+    assert [s["dear"] for s in steps] == [2, 4, 6, 8, 10, 12, 14]
+    assert [s["cost"] for s in steps] == [s["dear"] for s in steps]
+    assert steps[-1]["observed"] < 0.6 * steps[0]["observed"]
+    assert lattice.known("observed").mean() > 0.95
+    row = lattice.rows[720.0, 0.0]
+    outcome = lattice.outcome(row, "parton")
+    assert outcome.values["observed"] == lattice.columns["observed_parton"][row]
+    assert outcome.variances["observed"] == lattice.columns["observed_parton_sd"][row] ** 2
 
 
 @pytest.mark.slow

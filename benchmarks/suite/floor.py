@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from excursion.campaign import Campaign
+from excursion.campaign import Campaign, Strategy
 from excursion.problem import Problem, Task
-from excursion.proposal import Strategy
 from excursion.surrogate import GaussianProcess, Observations, Posterior, Surrogate
 from excursion.surrogate.evidence import KERNELS
 

@@ -31,8 +31,9 @@ from typing import Any
 import contourpy
 import numpy as np
 
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.result import Result
 from excursion.space import ParameterSpace
 

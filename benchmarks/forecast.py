@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from excursion.belief import believe
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.forecast import forecast, milestones
 from excursion.precision import ambiguous, misclassified, width
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 
 from .suite.problems import PROBLEMS, TestProblem
 

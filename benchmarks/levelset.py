@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.suite.problems import PROBLEMS
 from benchmarks.suite.run import evaluations_to
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 
 
 def one(name: str, batch: int, seed: int, budget: int, settings: dict) -> dict:

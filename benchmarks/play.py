@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from excursion.belief import Belief
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.data import Outcome, Trial
 from excursion.problem import Problem
+from excursion.proposal import Strategy
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ from scipy.spatial import ConvexHull
 
 from benchmarks.play import Game, needed, play
 from benchmarks.suite.problems import data_directory
-from excursion.campaign import Strategy
 from excursion.data import Job, Outcome
 from excursion.evaluators import Evaluator
 from excursion.evaluators.pyhf import Signal, WorkspaceModel, limits
 from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy
 from excursion.space import ParameterSpace
 
 RESULTS = Path(__file__).parent / "results"
@@ -239,8 +239,8 @@ def check(points: int = 40, theirs: int = 3) -> None:
         coarse = np.abs(reference(at, 2)[:, k] / exact - 1).max()
         seconds = statistics.median(f.seconds for f in found)
         print(f"  {fidelity:10}: {off:.1e} (half the steps: {coarse:.1e}); {seconds:.3f} s", flush=True)
-    print("pyhf's toms748_scan (minuit): seconds, deviation of ours")
-    pyhf.set_backend("numpy", "minuit")
+    print("pyhf's toms748_scan (scipy): seconds, deviation of ours")
+    pyhf.set_backend("numpy", "scipy")
     for fidelity in FIDELITIES:
         spent, off = [], 0.0
         for s in at[:: len(at) // theirs][:theirs]:
@@ -288,7 +288,7 @@ class Setting:
 SETTINGS = (
     Setting("table of 1000", table=1000),
     Setting("table of 300", table=300),
-    Setting("asked", ask_cheap=True, dear=40, batch=5),
+    Setting("asked", ask_cheap=True, dear=15, batch=5),
     Setting("full only", dear=100),
     Setting("linear, table of 3000", map="linear", table=3000),
     Setting("linear, full only", map="linear", dear=200, batch=5),

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from excursion.campaign import Campaign, observations
+from excursion.belief import observations
+from excursion.campaign import Campaign
 from excursion.examples import sleptons
 from excursion.result import Result
 from excursion.surrogate import GaussianProcess

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("acquisition",),
     ("uncertainty",),
     ("belief", "forecast", "precision", "viability"),
+    ("fidelities", "proposal"),
     ("campaign",),
     ("doctor",),
     ("evaluators",),

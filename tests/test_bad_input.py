@@ -11,10 +11,11 @@ import pytest
 
 import excursion
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.data import Outcome
 from excursion.errors import FitError, InvalidOutcome, InvalidProblem, InvalidStrategy
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.report.plot import plot
 from excursion.report.tables import exported, standing, standing_lines, strict_json
 from excursion.result import Result

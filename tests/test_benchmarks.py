@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from excursion.belief import settle
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.data import Job, Outcome
 from excursion.evaluators.pyhf import limits
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 
 # --- problems
 
@@ -552,6 +553,7 @@ def test_the_synthetic_campaign_is_as_it_says(campaign_points):
     assert wrong[[0, 3]] == pytest.approx([0.050, 0.044], abs=0.008)
     u, above = atlas.where_counted(2000)
     assert u.shape == (len(above), 4)
+    assert len(u) == pytest.approx(0.75 * 2000, abs=40)
     assert 0.6 < above[:, 3].mean() < 0.9
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from excursion.acquisition import SUR, ExclusionEntropy, Search, Sobol, Straddle
 from excursion.belief import believe, observations
-from excursion.campaign import Campaign, Strategy, conditioned, evaluation_seed, propose
+from excursion.campaign import Campaign, evaluation_seed
 from excursion.data import FINISHED, Outcome, Proposal, Trial
 from excursion.errors import (
     DuplicateCampaign,
@@ -26,6 +26,7 @@ from excursion.errors import (
     UnknownTrial,
 )
 from excursion.problem import TRANSFORMS, Fidelity, Problem, Task
+from excursion.proposal import Strategy, conditioned, propose
 from excursion.space import Parameter, ParameterSpace
 from excursion.store import MemoryStore
 from excursion.surrogate import GaussianProcess, KernelSearch

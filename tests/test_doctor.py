@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.cli import app
 from excursion.data import Censored, Outcome, Trial
 from excursion.doctor import _best_cuts, _round_between, diagnose
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.space import Parameter, ParameterSpace
 
 SPACE = ParameterSpace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -11,11 +12,16 @@ import torch
 from torch import Tensor
 
 from excursion.acquisition import SUR, Offer, Offers, Search, Straddle, Target, select
-from excursion.belief import believe, observations
-from excursion.campaign import Campaign, Strategy, propose
+from excursion.belief import believe, observations, settle
+from excursion.campaign import Campaign
 from excursion.data import Outcome
 from excursion.errors import FitError, InvalidStrategy, ShapeError
+from excursion.fidelities import Help
+from excursion.precision import misclassified
 from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy, propose
+from excursion.report.tables import standing, standing_lines, strict_json
+from excursion.result import Result
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess, KernelSearch, MultiTask, Observations
 
@@ -154,9 +160,10 @@ def test_three_fidelities_are_followed_one_by_the_other():
         belief.view(with_level(at, 3))
 
 
-def test_conditioning_on_a_cheaper_level_is_gaussian_algebra():
+@pytest.mark.parametrize("recipe", [GaussianProcess(), MultiTask()], ids=["GaussianProcess", "MultiTask"])
+def test_conditioning_on_a_cheaper_level_is_gaussian_algebra(recipe):
     a, b, new, at = points(8), points(4, seed=7), points(3, seed=3), points(10, seed=9)
-    belief = GaussianProcess().fit(values(b, dear(b), cheaper=values(a, cheap(a))))
+    belief = recipe.fit(values(b, dear(b), cheaper=values(a, cheap(a))))
     looks = torch.cat([with_level(new[:2], 1), with_level(new[2:], 0)])
     z, noise = torch.tensor([[0.1], [0.4], [-0.3]]).double(), torch.full((3, 1), 0.01, dtype=torch.float64)
     after = belief.condition(looks, z, noise)
@@ -186,11 +193,10 @@ def test_a_task_with_missing_values_follows_one_that_is_known_there():
     assert torch.equal(filled.marginal(at)[0], belief.marginal(at)[0])
 
 
-@pytest.mark.parametrize("recipe", [KernelSearch(), MultiTask()], ids=["KernelSearch", "MultiTask"])
-def test_recipes_without_fidelities_say_so(recipe):
+def test_recipes_without_fidelities_say_so():
     a, b = points(8), points(4, seed=7)
     with pytest.raises(FitError, match="must have one fidelity, got cheaper ones"):
-        recipe.fit(values(b, dear(b), cheaper=values(a, cheap(a))))
+        KernelSearch().fit(values(b, dear(b), cheaper=values(a, cheap(a))))
 
 
 # ------------------------------------------------------------------------------------------------ the search
@@ -265,13 +271,15 @@ def test_noise_is_bought_by_gain_per_cost():
     assert events(0.01).sum() < 3
 
 
-def test_a_campaign_designs_cheap_then_looks_at_what_is_worth_its_cost():
-    campaign = Campaign.create("memory://", "two", PROBLEM, Strategy(seed=1))
+@pytest.mark.parametrize("recipe", [GaussianProcess(), MultiTask()], ids=["GaussianProcess", "MultiTask"])
+def test_a_campaign_designs_cheap_then_looks_at_what_is_worth_its_cost(recipe):
+    campaign = Campaign.create("memory://", "two", PROBLEM, Strategy(seed=1, surrogate=recipe))
     while sum(t.fidelity == "full" for t in campaign.trials) < 10:
         evaluate(campaign, campaign.ask(2))
     trials = campaign.trials
     assert [t.fidelity for t in trials[:16]] == ["truth"] * 16
     assert {t.fidelity for t in trials[16:20]} == {"full"}
+    assert {t.events for t in trials} == {None}
     belief = campaign.belief()
     assert belief.levels == (0, 1)
     u = points(4000, seed=11)
@@ -397,3 +405,175 @@ def test_noise_that_tasks_have_in_common_is_taken_away():
     # Between the values of the source at the data nothing is left to learn from it there.
     own = second.view(u[known[:, 1]])
     assert (own.variance[0] < second.link.weight**2 * first.view(u[known[:, 1]]).variance[0] + 0.01).all()
+
+
+def test_status_and_forecast_wait_for_the_design_of_every_fidelity():
+    campaign = Campaign.create("memory://", "two", PROBLEM, Strategy(seed=1))
+    while len(campaign.trials) < 18:
+        evaluate(campaign, campaign.ask(2))
+    assert campaign.status("1 % misclassified").readings == ()
+    assert campaign.forecast(0.01) is not None
+    while len(campaign.trials) < 26:
+        evaluate(campaign, campaign.ask(2))
+    assert len(campaign.status("1 % misclassified").readings) == 1
+
+
+def test_a_task_needs_two_values_before_it_is_believed():
+    problem = Problem(SPACE, (Task("f", (0.5,)), Task("g", (0.5,))))
+    campaign = Campaign.create("memory://", "few", problem, Strategy(seed=1, design_size=4))
+    for i in range(10):
+        (t,) = campaign.ask(1)
+        assert t.criterion == "design"
+        campaign.tell(t.number, {"f": float(i % 3), "g": 0.2 if i == 0 else None})
+    (t,) = campaign.ask(1)
+    campaign.tell(t.number, {"f": 1.0, "g": 0.7})
+    assert campaign.ask(1)[0].criterion == "SUR"
+
+
+def test_what_nobody_can_evaluate_is_not_left_to_do():
+    campaign = Campaign.create("memory://", "dead", Problem(SPACE, (Task("f", (0.5,)),)), Strategy(seed=1, retries=0))
+    while len(campaign.trials) < 40:
+        for t in campaign.ask(4):
+            u = torch.tensor([[t.x["a"], t.x["b"]]], dtype=torch.float64)
+            dead = t.x["a"] > 0.6
+            campaign.tell(t.number, Outcome.failed("crash") if dead else Outcome.of(float(dear(u))))
+    belief = campaign.belief()
+    everywhere = misclassified(belief.problem, belief.posterior)["f"]
+    assert campaign.status().uncertainty["f"] < 0.5 * everywhere
+
+
+def test_the_same_point_may_be_looked_at_with_another_fidelity():
+    space = ParameterSpace((Parameter("a", 0, 1, step=0.25), Parameter("b", 0, 1, step=0.25)))
+    campaign = Campaign.create("memory://", "grid", replace(PROBLEM, space=space), Strategy(seed=1, design_size=4))
+    evaluate(campaign, campaign.add([space.point(x) for x in space.from_unit(space.lattice())], fidelity="truth"))
+    for _ in range(12):
+        evaluate(campaign, campaign.ask(1))
+    asked = campaign.trials[25:]
+    assert {t.fidelity for t in asked} == {"full"}
+    assert len({tuple(t.x.values()) for t in asked}) == 12
+
+
+def test_the_transform_is_that_of_all_fidelities():
+    campaign = Campaign.create("memory://", "decades", replace(PROBLEM, tasks=(Task("f", (1.0,)),)))
+    for i, x in enumerate(points(44)):
+        x = x if i < 40 else 0.45 + 0.05 * x  # a corner in which everything is linear
+        (t,) = campaign.add([{"a": float(x[0]), "b": float(x[1])}], fidelity="truth" if i < 40 else "full")
+        campaign.tell(t.number, math.exp(12 * float(x[0]) - 6 + float(x[1])) * (1 if i < 40 else 1.1))
+    assert campaign.belief().problem.tasks[0].transform in ("log", "log-tanh")
+    few = [t for t in campaign.trials if t.fidelity == "full"]
+    assert settle(campaign.problem, few).tasks[0].transform == "identity"
+
+
+# ------------------------------------------------------------------------------------------------ does it help?
+
+
+def campaign_of(rough: Tensor, n: int = 14) -> Campaign:
+    """40 values of a cheap fidelity, n of the dear one; nothing is asked for."""
+    campaign = Campaign.create("memory://", "help", PROBLEM, Strategy(seed=1, design_size=6))
+    u, at = points(40), points(n, seed=7)
+    campaign.warm_start([{"a": x, "b": y, "f": z} for (x, y), z in zip(u.tolist(), rough.tolist())], "truth")
+    for x, y in at.tolist():
+        (trial,) = campaign.add([{"a": x, "b": y}], fidelity="full")
+        campaign.tell(trial.number, float(dear(torch.tensor([[x, y]], dtype=torch.float64))))
+    return campaign
+
+
+NOISE = torch.randn(40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def test_a_note_says_that_a_cheaper_fidelity_helps():
+    campaign = campaign_of(cheap(points(40)))
+    status = campaign.status()
+    (found,) = status.cheaper
+    assert (found.task, found.cheaper, found.dearest, found.count) == ("f", "truth", "full", 14)
+    assert found.weight > 0.9
+    assert found.error_with < 0.5 * found.error_without
+    assert found.density_with > found.density_without
+    assert str(found) in status.notes
+    assert str(found).startswith("f: 'truth' lowers the leave-one-out error of 'full' (")
+    assert str(found) in Result.of(campaign).notes
+    text = standing_lines(standing(campaign))
+    assert text[0] == "help: truth 40, full 14 (cost 14.0) (54 complete)"
+    assert f"  {found}" in text
+    data = json.loads(strict_json(standing(campaign)))
+    assert (data["spent"], data["fidelities"]) == (14.0, {"truth": 40, "full": 14})
+    assert data["cheaper"][0]["weight"] == found.weight
+    assert data["cheaper"][0]["text"] == str(found)
+
+
+def test_a_note_says_that_a_cheaper_fidelity_is_left_out():
+    (found,) = campaign_of(NOISE).status().cheaper
+    assert found.weight < 0.05
+    assert found.error_with > found.error_without
+    assert str(found) == (
+        f"f: 'truth' does harm (leave-one-out error {found.error_with:.2g} with, {found.error_without:.2g} without) "
+        "and is left out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "errors", "says"),
+    [
+        (0.9, (0.12, 0.25), "m: 'parton' halves the leave-one-out error of 'hadron' (0.12 instead of 0.25)"),
+        (0.9, (0.2, 0.25), "m: 'parton' lowers the leave-one-out error of 'hadron' (0.2 instead of 0.25)"),
+        (0.0, (0.31, 0.25), "m: 'parton' does harm (leave-one-out error 0.31 with, 0.25 without) and is left out"),
+        (0.0, (0.24, 0.25), "m: 'parton' does not help (leave-one-out error 0.24 with, 0.25 without) and is left out"),
+        (
+            0.3,
+            (0.2, 0.25),
+            "m: 'parton' is followed by 30 % of the belief (leave-one-out error 0.2 with, 0.25 without)",
+        ),
+        (
+            0.9,
+            (0.3, 0.25),
+            "m: 'parton' is followed by 90 % of the belief (leave-one-out error 0.3 with, 0.25 without)",
+        ),
+    ],
+)
+def test_what_a_cheaper_fidelity_does_in_words(weight, errors, says):
+    assert str(Help("m", "parton", "hadron", *errors, 0.0, 0.0, 10, weight)) == says
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_the_leave_one_out_error_is_that_of_leaving_one_out(follow):
+    """Against the belief's own algebra with a value taken out: its process conditioned on all the others."""
+    a, b = points(40), points(9, seed=7)
+    rough = cheap(a) if follow else NOISE
+    belief = ONE.fit(values(b, dear(b), cheaper=values(a, rough)))
+    held_out = belief.held_out
+    assert (belief.link is not None) is follow
+    assert held_out.weight == float(follow)
+    assert held_out.count == 9
+    seen, square = belief._seen, belief.scale**2
+    gram = square * seen.covariance(seen) + square * belief.nugget * torch.eye(9, dtype=torch.float64)
+    off, log_density = [], []
+    for i in range(9):
+        rest = [j for j in range(9) if j != i]
+        gain = torch.linalg.solve(gram[rest][:, rest], gram[rest, i])
+        # The mean's coefficients are those of all data.
+        off.append(float(dear(b)[i] - seen.mean[i] - gain @ (dear(b) - seen.mean)[rest]))
+        variance = float(gram[i, i] - gain @ gram[rest, i])
+        log_density.append(-0.5 * (math.log(2 * math.pi * variance) + off[-1] ** 2 / variance))
+    kind = 0 if follow else 1
+    # With a source, its weight in the covariance is that of least squares before the fit, afterwards the fit's own.
+    tolerance = {"rel": 0.1} if follow else {"rel": 1e-6}
+    assert held_out.error[kind] == pytest.approx(math.sqrt(np.mean(np.square(off))), **tolerance)
+    assert held_out.density[kind] == pytest.approx(np.mean(log_density), **tolerance)
+
+
+def test_the_status_of_a_cheap_design_needs_no_belief():
+    """Half of a campaign's history may be cheap: there is nothing to fit to yet."""
+    campaign = campaign_of(cheap(points(40)), 1)
+    status = campaign.status("1 % ambiguous")
+    assert (status.uncertainty, status.notes, status.readings) == ({}, (), ())
+    assert (status.spent, status.fidelities) == (1.0, {"truth": 40, "full": 1})
+    assert campaign.forecast("1 % ambiguous").more is None
+    assert campaign_of(cheap(points(40)), 3).status().uncertainty["f"] > 0
+
+
+def test_one_fidelity_has_nothing_to_compare():
+    campaign = Campaign.create("memory://", "one", replace(PROBLEM, fidelities=()), Strategy(seed=1, design_size=4))
+    for t in campaign.ask(4):
+        campaign.tell(t.number, t.x["a"])
+    assert campaign.status().cheaper == ()
+    assert standing_lines(standing(campaign))[0] == "one: 4 finished (4 complete)"

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from excursion import forecast as module
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.cli import app
 from excursion.data import Outcome, Trial
 from excursion.evaluators.python import Function
-from excursion.forecast import Forecast, Pace, evaluated, forecast, latest, milestones, pace, spelt
-from excursion.problem import Problem, Task
+from excursion.forecast import Forecast, Pace, forecast, latest, milestones, pace, paid, spelt, unit
+from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy
 from excursion.runner import run
 
 QUICK = Strategy(search=Search(pool=256, candidates=48, integration=48, polish=1), seed=1)
@@ -43,13 +45,19 @@ def test_forecasts_of_walks_come_true():
     assert 0.85 < inside / number <= 1.0
 
 
-def test_there_is_no_forecast_without_history_or_trend():
+def test_there_is_no_forecast_without_history_or_trend(monkeypatch):
     assert str(forecast([(8, 0.1), (9, 0.09)], 0.01)) == "no forecast yet (2 measurements, 4 are needed)"
     flat = forecast([(n, 0.1 * (1 + 0.3 * (-1) ** n)) for n in range(8, 60, 4)], 1e-4)
     assert flat.more is None or flat.high > 60
     rising = forecast([(n, 0.001 * n**2) for n in range(8, 60, 4)], 1e-4)
     assert rising.reason == "the measure shows no clear trend"
     assert forecast([(8, 0.1), (9, 0.001)], 0.01).more == 0
+    # A median alone is none: the upper end lies beyond ten times the history.
+    z = np.cumsum(-0.02 + 0.12 * np.random.default_rng(1).standard_normal(12))
+    curve, limit = [(8 + i, math.exp(v)) for i, v in enumerate(z)], math.exp(z.min() - 1.5)
+    assert forecast(curve, limit).reason == "the measure shows no clear trend"
+    monkeypatch.setattr(module, "_FARTHEST", 1e9)
+    assert forecast(curve, limit).more < 50
 
 
 def test_the_slowest_of_several_counts():
@@ -68,20 +76,63 @@ def test_times_are_spelt():
     ]  # fmt: skip
 
 
-def told(number, asked, finished, criterion="SUR"):
+def told(number, asked, finished, criterion="SUR", fidelity=""):
     return Trial(
         number, {"x": 0.0}, 0, 0, criterion, state="complete", told=number, outcome=Outcome.of(1.0), asked=asked,
-        finished=finished,
+        finished=finished, fidelity=fidelity,
     )  # fmt: skip
 
 
 def test_the_pace_counts_parallel_work_and_no_nights():
     trials = [told(0, 0, 10), told(1, 0, 10), told(2, 10, 20), told(3, 5000, 5010), told(4, 0, 0, "table")]
-    found = pace(trials)
+    problem = Problem({"x": (0, 1)}, Task())
+    found = pace(problem, trials)
     assert found.latency == 10
     assert found.throughput == pytest.approx(4 / 30)
-    assert evaluated(trials) == 4
-    assert pace([]) is None
+    assert found.each == 1
+    assert paid(problem, trials) == 4
+    assert unit(problem) == "points"
+    assert pace(problem, []) is None
+
+
+DEAR = Problem({"x": (0, 1), "y": (0, 1)}, Task(thresholds=0.6), fidelities=(Fidelity("fast", 1), Fidelity("full", 10)))
+
+
+def test_with_fidelities_cost_is_counted():
+    """A budget counts evaluations of the dearest fidelity: so do the pace and the forecast."""
+    trials = [told(i, 10 * i, 10 * i + 10, fidelity="full" if i % 2 else "fast") for i in range(4)]
+    trials.append(told(4, 0, 0, "table", fidelity="fast"))
+    assert paid(DEAR, trials) == pytest.approx(2.2)
+    found = pace(DEAR, trials)
+    assert (found.throughput, found.each) == (pytest.approx(2.2 / 40), pytest.approx(0.55))
+    assert unit(DEAR) == "evaluations of 'full'"
+    # The same history in tenths: a tenth of the forecast, and the same time.
+    curve = [(n, 0.5 * math.exp(-0.1 * n)) for n in range(8, 33, 2)]
+    points = forecast(curve, 0.005, Pace(1.0, 0.5))
+    cost = forecast([(n / 10, value) for n, value in curve], 0.005, Pace(1.0, 0.05, 0.1), unit(DEAR))
+    for name in ("more", "sd", "low", "high"):
+        assert getattr(cost, name) == pytest.approx(getattr(points, name) / 10)
+    assert cost.seconds == pytest.approx(points.seconds)
+    assert str(Forecast(1.234, 0.456, unit=cost.unit)) == "1.2 ± 0.46 more evaluations of 'full'"
+    assert str(Forecast(0.2, 0.001)) == "1 ± 1 more points"
+
+
+def test_a_campaign_forecasts_in_the_unit_of_its_budget(monkeypatch):
+    from excursion import campaign as module
+
+    campaign = Campaign.create("memory://", "c", DEAR, QUICK)
+    campaign.warm_start([{"x": 0.1 * i, "y": 0.5, "f": wave({"x": 0.1 * i, "y": 0.5})} for i in range(5)], "fast")
+    run(campaign, Function(wave), budget=6, workers=1, progress=False)
+    curves = []
+    monkeypatch.setattr(module, "forecast", lambda curve, *more: curves.append((curve, more)) or forecast(curve, *more))
+    found = campaign.forecast("0.001 % ambiguous")
+    ((curve, (limit, now, what)),) = curves
+    assert what == found.unit == "evaluations of 'full'"
+    assert limit == pytest.approx(1e-5)
+    assert now == pace(DEAR, campaign.trials)
+    assert curve[-1][0] == pytest.approx(DEAR.spent(campaign.trials))
+    assert 5 < curve[-1][0] <= 6
+    assert len(campaign.trials) - 5 > curve[-1][0] + 3
 
 
 def test_milestones():
@@ -110,7 +161,7 @@ def test_status_knows_goal_and_forecast(tmp_path):
         "relative": False, "credibility": 0.95, "value": 0, "reached": False,
     }  # fmt: skip
     assert found["goals"][0]["value"] > 0.0005
-    assert set(found["forecast"]) == {"more", "sd", "low", "high", "seconds", "reason"}
+    assert set(found["forecast"]) == {"more", "sd", "low", "high", "seconds", "reason", "unit"}
     text = CliRunner().invoke(app, ["status", store, "--goal", "f within 0.9 of x"]).stdout
     assert "goal f: within" in text
     assert ": reached" in text
@@ -132,5 +183,6 @@ def test_the_progress_line_forecasts(capsys):
     display._said = -1e9
     display.show(12, 0, [])
     line = capsys.readouterr().err
+    assert line.startswith("12/20 evaluated, ")
     assert "ambiguous (goal 0.01 %) |" in line
     assert "more points" in line or "no forecast yet" in line

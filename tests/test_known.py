@@ -482,6 +482,53 @@ def test_a_bound_may_differ_by_five_standard_deviations() -> None:
     assert c.tell(second.number, Outcome.of({"expected": 1.0}, Censored("observed", above=2.99))).state == "censored"
 
 
+def test_a_value_on_the_wrong_side_of_a_bound_is_refused() -> None:
+    c, point = campaign(PLAIN), {"m": 200.0, "g": 0.1}
+    first, second = c.add([point, point])
+    c.tell(first.number, Outcome.of({"expected": 1.0}, Censored("observed", above=5.0)))
+    with pytest.raises(
+        InvalidOutcome, match=r"'observed': a value must agree.*got 4 at .*trial 0, where it is above 5"
+    ):
+        c.tell(second.number, {"observed": 4.0, "expected": 1.0})
+    with pytest.raises(InvalidOutcome, match="a value must agree"):
+        c.tell(second.number, Outcome.of({"observed": 4.0, "expected": 1.0}, variances={"observed": 0.03}))
+    noisy = Outcome.of({"observed": 4.0, "expected": 1.0}, variances={"observed": 0.05})
+    assert c.tell(second.number, noisy).state == "complete"
+
+
+def test_a_table_that_contradicts_what_is_known_is_refused() -> None:
+    c = campaign()
+    trials = c.add([{"m": 200.0, "g": 0.1}, {"m": 300.0, "g": 0.1}], fidelity="fast")
+    c.tell(trials[0].number, {"observed": 2.0, "expected": None})
+    c.tell(trials[1].number, Outcome.of({"expected": None}, Censored("observed", below=1.0)))
+    before = c.trials
+
+    def told(*rows: tuple[float, Any], fidelity: str = "fast") -> Any:
+        return c.warm_start([{"m": m, "g": 0.1, "observed": value} for m, value in rows], fidelity)
+
+    outside = (9e9, 1.0)
+    with pytest.raises(InvalidTable, match=r"table, row 3: .* got above 10 at the point of trial 0, where it is 2\. C"):
+        told((400.0, 1.0), outside, (200.0, ">10"))
+    with pytest.raises(
+        InvalidTable, match=r"table, row 1: .* got 1.5 at the point of trial 1, where it is below 1\. C"
+    ):
+        told((300.0, 1.5))
+    with pytest.raises(InvalidTable, match=r"table, row 3: .* got below 3 at the point of row 2, where it is 4\. C"):
+        told(outside, (350.0, 4.0), (350.0, "<3"))
+    assert c.trials == before
+    # Another fidelity may.
+    assert told((200.0, ">10"), (300.0, 1.5), fidelity="full").used == 2
+
+
+def test_answers_in_a_table_must_agree_with_each_other() -> None:
+    c, point = campaign(PLAIN), {"m": 200.0, "g": 0.1}
+    c.add([point, point])
+    rows = [{"number": i, "observed": value, "expected": 1.0} for i, value in enumerate(("2.0", ">3"))]
+    with pytest.raises(InvalidOutcome, match="got above 3 at the point of trial 0, where it is 2"):
+        c.tell_table(rows)
+    assert all(t.pending for t in c.trials)
+
+
 def test_bounds_of_a_fidelity_compare_the_parameters_it_depends_on() -> None:
     c = campaign()
     c.warm_start([{"m": 200.0, "observed": 2.0}], "paper")

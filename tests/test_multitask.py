@@ -8,15 +8,18 @@ import pytest
 import torch
 from benchmarks import missing
 
-from excursion import Campaign, MultiTask, Parameter, ParameterSpace, Problem, Strategy, Task
+from excursion import Campaign, Fidelity, MultiTask, Parameter, ParameterSpace, Problem, Strategy, Task
 from excursion.errors import FitError, InvalidStrategy, ShapeError
 from excursion.surrogate import RECIPES, GaussianProcess, Observations
 from excursion.surrogate.censored import censored_sites
+from excursion.surrogate.exact import CHEAP
 from excursion.surrogate.multitask import (
+    CHEAPER,
     SOME,
     JointEvidence,
     Spectrum,
     _some,
+    _stacked,
     _telling,
 )
 from excursion.testing import SurrogateContract
@@ -44,11 +47,11 @@ def some_known(n, t, part=0.7, seed=3):
     return known
 
 
-def observed(u, z, known=None, variance=None, side=None, levels=()):
+def observed(u, z, known=None, variance=None, side=None, levels=(), cheaper=None):
     known_ = torch.ones_like(z, dtype=torch.bool) if known is None else known
     zero = torch.zeros_like(z)
     filled = [zero if a is None else a.where(known_, zero) for a in (z, variance, side)]
-    return Observations(u, *filled, levels, known)
+    return Observations(u, *filled, levels, known, cheaper)
 
 
 @pytest.fixture(
@@ -465,6 +468,222 @@ def test_only_bounds():
     mean, variance = MultiTask().fit(observed(u, z, side=side)).marginal(u)
     assert (mean[0] > 1.5).all()
     assert torch.isfinite(variance).all()
+
+
+# --- fidelities
+
+
+def cheaper_functions(u):
+    """Like `functions`, in other units and with a bias."""
+    return 0.5 * functions(u) + torch.stack([0.2 * u[:, 0], 0.1 * u[:, 1] ** 2, 3 - u[:, 1]], 1)
+
+
+def two_levels(dear=7, cheap=15, **more):
+    """Of both some values are missing, and all are noisy."""
+    parts = []
+    for seed, (n, f) in enumerate(((dear, functions), (cheap, cheaper_functions))):
+        u, rng = points(n, seed=5 + seed), np.random.default_rng(seed)
+        z = f(u) + 0.05 * torch.from_numpy(rng.standard_normal((n, 3)))
+        variance = torch.from_numpy(rng.uniform(1e-3, 1e-2, (n, 3)))
+        parts.append(observed(u, z, some_known(n, 3, 0.8, seed=seed), variance))
+    return replace(parts[0], cheaper=parts[1], **more)
+
+
+def at_levels(u, *levels):
+    return torch.cat([u, torch.tensor(levels, dtype=torch.float64)[:, None]], 1)
+
+
+MIXED = at_levels(points(6, seed=4), 0, 1, 1, 0, 1, 0)
+
+
+def stacked_textbook(posterior, kernel, values, at):
+    """Like `textbook`, of outputs (level, task): values are (point, level, task, z, variance without nugget)."""
+    model, t = posterior.model, 3
+    size, n, d = len(values), len(at), 2
+    everywhere = np.concatenate([np.array([v[0].numpy() for v in values]), at[:, :d].numpy()])
+    output = np.array([v[1] * t + v[2] for v in values] + [int(x[d]) * t + i for i in range(t) for x in at])
+    places = np.concatenate([np.arange(size), size + np.tile(np.arange(n), t)])
+    terms = posterior.hyperparameters[0]["coregionalisation"]
+    scales, b = [c["lengthscales"] for c in terms], [np.array(c["B"]) for c in terms]
+    assert all(each.shape == (2 * t, 2 * t) for each in b)
+    prior = dense_covariance(kernel, scales, b, everywhere, output, places)
+    nugget = (model.scale.square() * model.nugget).numpy()
+    noise = np.array([v[4] for v in values]) + nugget[output[:size]]
+    mean = (model.shift + model.scale * model.beta[:, 0]).numpy()[output]
+    gain = np.linalg.solve(prior[:size, :size] + np.diag(noise), prior[:size, size:]).T
+    expected = mean[size:] + gain @ (np.array([v[3] for v in values]) - mean[:size])
+    covariance = prior[size:, size:] - gain @ prior[:size, size:]
+    return expected.reshape(t, n), covariance.reshape(t, n, t, n)
+
+
+def entries(data):
+    return [
+        (part.u[p], level, i, float(part.z[p, i]), float(part.variance[p, i]))
+        for level, part in enumerate((data, data.cheaper))
+        for i, p in part.known.T.nonzero().tolist()
+    ]
+
+
+@pytest.mark.parametrize("recipe", [MultiTask(), MultiTask("rbf", rank=1), MultiTask("matern32", latent=2)])
+def test_the_belief_about_two_fidelities_is_that_of_dense_algebra(recipe):
+    data = two_levels()
+    posterior = recipe.fit(data)
+    mean, covariance = stacked_textbook(posterior, recipe.kernel, entries(data), MIXED)
+    own = np.stack([covariance[i, :, i] for i in range(3)])
+    got_mean, got = posterior.joint(MIXED)
+    assert got_mean.numpy() == pytest.approx(mean, rel=1e-8, abs=1e-8)
+    assert got.numpy() == pytest.approx(own, rel=1e-7, abs=1e-9)
+    assert posterior.marginal(MIXED)[1].numpy() == pytest.approx(own.diagonal(axis1=1, axis2=2), rel=1e-7, abs=1e-9)
+    # One level at a time, and none at all, is the same.
+    dear, cheap = MIXED[:, 2] == 0, MIXED[:, 2] == 1
+    assert posterior.cross(MIXED[dear], MIXED[cheap]).numpy() == pytest.approx(own[:, dear][:, :, cheap], abs=1e-9)
+    assert torch.allclose(posterior.joint(MIXED[dear, :2])[1], got[:, dear][:, :, dear], rtol=1e-9)
+    # Noise is that of each point's level.
+    noise = posterior.view(MIXED).noise
+    for level, part in enumerate((data, data.cheaper)):
+        typical = torch.stack([v[k].mean() for v, k in zip(part.variance.T, part.known.T)])
+        outputs = slice(3 * level, 3 * level + 3)
+        nugget = (posterior.model.scale.square() * posterior.model.nugget)[outputs]
+        assert torch.allclose(noise[:, MIXED[:, 2] == level], (typical + nugget)[:, None])
+    assert torch.equal(posterior.noise, noise[:, 0])
+
+
+def test_conditioning_across_levels_is_dense_algebra_of_all_tasks():
+    data = two_levels()
+    posterior = MultiTask().fit(data)
+    new = at_levels(points(4, seed=6), 0, 1, 1, 0)
+    rng = np.random.default_rng(8)
+    z, variance = torch.from_numpy(rng.standard_normal((4, 3))), torch.full((4, 3), 0.5).double()
+    after = posterior.condition(new[3:, :2], z[3:], variance[3:])  # a point without its level
+    after = after.condition(new[:3], z[:3], variance[:3])
+    nugget = posterior.model.scale.square() * posterior.model.nugget  # the variance that is given includes it
+    later = [
+        (x[:2], int(x[2]), i, float(z[k, i]), 0.5 - float(nugget[3 * int(x[2]) + i]))
+        for k, x in enumerate(new)
+        for i in range(3)
+    ]
+    mean, covariance = stacked_textbook(posterior, "matern52", entries(data) + later, MIXED)
+    got_mean, got = after.joint(MIXED)
+    assert got_mean.numpy() == pytest.approx(mean, rel=1e-6, abs=1e-7)
+    assert got.numpy() == pytest.approx(np.stack([covariance[i, :, i] for i in range(3)]), rel=1e-5, abs=1e-8)
+    # Unless told, the noise is that of each level, and the mean stays.
+    expected = posterior.condition(new, variance=posterior.view(new).noise.T)
+    for one, other in zip(posterior.condition(new).marginal(MIXED), expected.marginal(MIXED)):
+        assert torch.allclose(one, other, rtol=1e-10)
+    assert torch.allclose(posterior.condition(new).marginal(MIXED)[0], posterior.marginal(MIXED)[0], atol=1e-9)
+
+
+def test_few_dear_values_are_enough_beside_many_cheap_ones():
+    """And the cheap ones of one task help another of the dear fidelity; each level has its own unit."""
+    a, b, at = points(50), points(6, seed=7), points(300, seed=9)
+    known = torch.ones(6, 3, dtype=torch.bool)
+    known[4:, 1] = False
+    dear = observed(b, functions(b), known)
+    below = observed(a, 1000 + 50 * cheaper_functions(a))
+    both = MultiTask().fit(replace(dear, cheaper=below))
+    alone = MultiTask().fit(dear)
+    truth = functions(at).T
+    error, before = ((p.marginal(at)[0] - truth).square().mean(1).sqrt() for p in (both, alone))
+    assert (error < 0.3 * before).all()
+    cheap = both.marginal(at_levels(at, *[1.0] * 300))[0]
+    assert (cheap - (1000 + 50 * cheaper_functions(at).T)).abs().max() < 1.0
+    for h in both.hyperparameters:
+        first, second = h["fidelities"]
+        assert first == pytest.approx(1.0)
+        assert 0.8 < second < 1.0
+        assert len(h["correlation"]) == 3
+
+
+def test_three_fidelities():
+    data = two_levels()
+    middle = replace(data.cheaper, cheaper=observed(points(20, seed=2), -functions(points(20, seed=2))))
+    posterior = MultiTask(rank=1).fit(replace(data, cheaper=middle))  # three functions that levels share all the same
+    at = points(50, seed=9)
+    mean = posterior.marginal(at_levels(at, *[2.0] * 50))[0]
+    assert (mean.T + functions(at)).square().mean() < 0.05
+    assert all(h["fidelities"][2] < -0.5 for h in posterior.hyperparameters)
+    for level in (3.0, 0.5, -1.0):
+        with pytest.raises(ShapeError, match=f"cheaper fidelity for levels above 0, got {level:g} with 3 fidelities"):
+            posterior.view(at_levels(at[:1], level))
+    with pytest.raises(ShapeError, match="got 1 with 1 fidelities"):
+        MultiTask().fit(observed(at, functions(at))).view(at_levels(at[:1], 1))
+
+
+def test_bounds_at_a_cheaper_fidelity():
+    """Beyond 1 the cheap values are only known to lie above: the dear ones beyond are not pulled down to it."""
+    a, b, at = points(30), points(8, seed=7), points(200, seed=4)
+
+    def f(u):
+        return 4 * (u[:, :1] + u[:, 1:] - 1)
+
+    side = (f(a) > 1.0).double()
+    below = observed(a, f(a).clamp_max(1.0), side=side)
+    mean, _ = MultiTask(restarts=1).fit(replace(observed(b, f(b) + 0.1), cheaper=below)).marginal(at)
+    assert (mean[0] - f(at)[:, 0] - 0.1).square().mean().sqrt() < 0.1
+    assert (mean[0, f(at)[:, 0] > 2.0] > 1.5).all()
+
+
+def test_a_task_that_the_cheaper_fidelity_does_not_give():
+    """Looking at it there tells nothing, and nothing is claimed about it."""
+    data = two_levels()
+    known = data.cheaper.known.clone()
+    known[:, 1] = False
+    below = replace(data.cheaper, z=data.cheaper.z.where(known, 0.0), known=known)
+    posterior = MultiTask(latent=2).fit(replace(data, cheaper=below))
+    there = at_levels(points(5, seed=9), *[1.0] * 5)
+    _, variance = posterior.marginal(there)
+    seen = data.z[data.known[:, 1], 1]
+    assert torch.allclose(variance[1], seen.var(correction=0).expand(5))
+    assert posterior.cross(there, there[:, :2])[1].abs().max() == 0
+    assert posterior.cross(there, there[:, :2])[0].abs().max() > 0
+    assert torch.isfinite(posterior.marginal(there[:, :2])[0]).all()
+
+
+def test_what_fidelities_cannot_be():
+    data = two_levels()
+    with pytest.raises(FitError, match=r"all parameters, got \[None, \(1,\)\].* use the surrogate 'GaussianProcess'"):
+        MultiTask().fit(replace(data, cheaper=replace(data.cheaper, columns=(1,))))
+    u = points(2000)
+    with pytest.raises(FitError, match="can have 6000 values of several fidelities, got 6[0-9]{3}"):
+        MultiTask().fit(observed(u, functions(u), cheaper=data.cheaper))
+
+
+@pytest.mark.parametrize(("tasks", "levels"), [(1, 1), (3, 1), (3, 2)])
+def test_of_thousands_of_cheap_values_the_telling_ones_are_used(tasks, levels):
+    u, b = points(2500), points(5, seed=3)
+    thresholds = tuple(torch.tensor([x]).double() for x in (0.5, -2.0, 3.0))[:tasks]
+    below = None
+    for _ in range(levels):
+        below = observed(u, functions(u)[:, :tasks], cheaper=below)
+    count, stacked, known = _stacked(observed(b, functions(b)[:, :tasks], levels=thresholds, cheaper=below))
+    assert count == levels + 1
+    assert stacked.levels == thresholds * count
+    assert known[:5, :tasks].all()  # all dear ones
+    assert known.sum() - 5 * tasks <= CHEAPER
+    assert (known.sum(0)[tasks:] > 0.6 * min(CHEAP, CHEAPER // (tasks * levels))).all()
+    assert (known.sum(0)[tasks:] <= CHEAP).all()
+    near = (functions(u)[:, 0] - 0.5).abs().sort().values[20]
+    assert ((stacked.z[known[:, tasks], tasks] - 0.5).abs() <= near).sum() >= 20
+
+
+def test_a_campaign_of_two_fidelities_and_two_tasks():
+    space = ParameterSpace((Parameter("x", 0, 1), Parameter("y", 0, 1)))
+    problem = Problem(
+        space, (Task("f", 0.5), Task("g", -2.5)), fidelities=(Fidelity("fast", 1.0), Fidelity("full", 20.0))
+    )
+    strategy = Strategy(surrogate=MultiTask(restarts=1), design_size=8, seed=1)
+    campaign = Campaign.create("memory://", "two", problem, strategy)
+    while sum(t.fidelity == "full" for t in campaign.trials) < 6:
+        for t in campaign.ask(2):
+            u = torch.tensor([list(t.x.values())], dtype=torch.float64)
+            z = (functions if t.fidelity == "full" else cheaper_functions)(u)[0]
+            campaign.tell(t.number, {"f": float(z[0]), "g": None if t.number == 3 else float(z[1])})
+    belief, u = campaign.belief(), points(2000, seed=9)
+    assert belief.levels == (0, 1)
+    assert {t.fidelity for t in campaign.trials if t.criterion != "design"} == {"fast", "full"}
+    truth = torch.stack([functions(u)[:, 0] > 0.5, functions(u)[:, 1] > -2.5])
+    edges = torch.stack([t.levels for t in belief.problem.tasks])
+    assert ((belief.posterior.marginal(u)[0] > edges) != truth).double().mean() < 0.03
 
 
 # --- many values

@@ -19,21 +19,13 @@ from typer.testing import CliRunner
 
 import excursion
 from excursion.acquisition import EI, SUR, UCB, Search, Sobol, Straddle
-from excursion.campaign import (
-    Campaign,
-    Strategy,
-    believe,
-    best_trial,
-    conditioned,
-    improvement,
-    observations,
-    propose,
-    target,
-)
+from excursion.belief import believe, observations
+from excursion.campaign import Campaign, best_trial, improvement
 from excursion.cli import app
 from excursion.data import Outcome
 from excursion.errors import InvalidProblem, InvalidStrategy
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy, conditioned, propose, target
 from excursion.report.plot import plot
 from excursion.report.tables import ended, exported, standing, standing_lines, strict_json
 from excursion.result import Result, find_optimum

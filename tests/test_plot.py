@@ -17,12 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from excursion.acquisition import Sobol
-from excursion.campaign import Campaign, Strategy, observations
+from excursion.belief import observations
+from excursion.campaign import Campaign
 from excursion.contours import Slice
 from excursion.data import Outcome
 from excursion.errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy, MissingExtra
 from excursion.precision import misclassified
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.report import drawing
 from excursion.report.plot import (
     plot,

@@ -9,12 +9,13 @@ from scipy.stats import multivariate_normal, norm
 
 from excursion import precision
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.errors import InvalidStrategy
 from excursion.evaluators.python import Function
 from excursion.levelset import disagreement
 from excursion.precision import Precision, ambiguous, misclassified, parse, width
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.result import Result, find_level_set
 from excursion.runner import run
 from excursion.space import Parameter, ParameterSpace
@@ -241,3 +242,13 @@ def test_find_level_set_takes_a_goal():
     result = find_level_set(ring, RING, 120.0, budget=60, goal="f within 20 GeV of x", strategy=Strategy(search=QUICK))
     assert result.evaluations < 50
     assert width(result.problem, result.posterior, "x", "f") <= 20
+
+
+def test_where_nothing_can_be_evaluated_the_width_does_not_count():
+    """The contour b = 0.5 is known well for a > 0.5 only; elsewhere every evaluation fails."""
+    problem = Problem({"a": (0, 1), "b": (0, 1)}, Task("f", 0.5, "identity"))
+    belief = Tilted((0.0, 1.0), lambda u: torch.where(u[:, 0] > 0.5, 0.02, 0.1).double())
+    everywhere = width(problem, belief, "b", "f")
+    alive = width(problem, belief, "b", "f", weigh=lambda u: (u[:, 0] > 0.5).double())
+    assert everywhere == pytest.approx(1.96 * 0.1, rel=0.1)
+    assert alive == pytest.approx(1.96 * 0.02, rel=0.1)

@@ -13,13 +13,16 @@ from multiprocessing import get_context
 
 import pytest
 
+from excursion import campaign as campaign_module
+from excursion import runner
 from excursion.acquisition import Search
-from excursion.campaign import Campaign, Strategy
-from excursion.data import Job, Outcome
+from excursion.campaign import Campaign
+from excursion.data import Job, Outcome, Proposal
 from excursion.errors import ImpossiblePoint, InvalidStrategy
 from excursion.evaluators import Evaluator
 from excursion.evaluators.python import Function
-from excursion.problem import Problem, Task
+from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy
 from excursion.runner import run
 from excursion.space import Parameter, ParameterSpace
 from excursion.store import open_store
@@ -252,7 +255,8 @@ SCRIPT = textwrap.dedent(
     import sys, time
     from pathlib import Path
     from excursion.acquisition import Search
-    from excursion.campaign import Campaign, Strategy
+    from excursion.campaign import Campaign
+    from excursion.proposal import Strategy
     from excursion.evaluators.python import Function
     from excursion.problem import Problem, Task
     from excursion.runner import run
@@ -404,3 +408,74 @@ def test_several_runs_share_one_budget(tmp_path):
         trials = Campaign.open(store, "c").trials
     assert len(trials) == 20
     assert all(t.state == "complete" for t in trials)
+
+
+# --- fidelities, tables and bounds
+
+BOTH = Problem({"x": (0, 1), "y": (0, 1)}, Task(thresholds=0.6), fidelities=(Fidelity("fast", 1), Fidelity("full", 10)))
+
+
+def test_the_progress_line_counts_cost_and_no_tables(capsys):
+    c = campaign(problem=BOTH)
+    c.warm_start([{"x": 0.1 * i, "y": 0.5, "f": 0.1 * i} for i in range(5)], "fast")
+    for i in range(3):
+        (trial,) = c.add([{"x": 0.2 * i, "y": 0.1}], fidelity="fast")
+        c.tell(trial.number, 0.2 * i)
+    display = runner._Display(c, 4, runner._Watch(c, ()), None)
+    (trial,) = c.add([{"x": 0.5, "y": 0.1}])
+    c.tell(trial.number, 0.5)
+    c.add([{"x": 0.6, "y": 0.1}])  # not finished
+    display._said, display._start = -1e9, time.monotonic() - 50
+    display.show(1, 0, [])
+    line = capsys.readouterr().err
+    assert line.startswith("1.3/4 evaluated, ")
+    # One unit of cost took 50 s, 2.7 are left.
+    assert line.rstrip().endswith(("| 0:02:15 left", "| 0:02:16 left"))
+
+
+def test_a_run_ends_when_what_is_worth_asking_for_cannot_be_paid(monkeypatch):
+    """Two tenths are left: enough for the cheap fidelity, but the campaign wants the dear one."""
+    c = campaign(problem=BOTH)
+    for i in range(4):
+        c.add([{"x": 0.2 * i, "y": 0.1}], fidelity="full")
+    for i in range(8):
+        c.add([{"x": 0.1 * i, "y": 0.3}], fidelity="fast")
+    wanted = Proposal({"x": 0.45, "y": 0.5}, 12, fidelity="full")
+    asked = []
+
+    def propose(*given):
+        asked.append(given)
+        assert len(asked) < 4, "the run goes on asking"
+        return [wanted]
+
+    monkeypatch.setattr(campaign_module, "propose", propose)
+    report = run(c, Function(plane), budget=5, workers=1, progress=False)
+    assert len(asked) == 1
+    assert (report.reason, report.evaluations) == ("budget", 12)
+    assert BOTH.spent(c.trials) == pytest.approx(4.8)
+
+
+def test_what_contradicts_a_value_known_there_is_recorded_as_a_failure():
+    """Nothing is lost: what came back is kept with the reason."""
+    c, point = campaign(), {"x": 0.5, "y": 0.5}
+
+    class Told(Evaluator):
+        def evaluate(self, job):
+            if job.number in (0, 3):
+                return Outcome.of(0.4, variances={"f": 1e-4}, info={"log": "a.txt"})
+            return Outcome(values={"f": 0.7}, bounds={"f": "above"}, info={"log": "a.txt"})
+
+    c.add([point, point, {"x": 0.6, "y": 0.5}, {"x": 0.6, "y": 0.5}])
+    report = run(c, Told(), budget=4, workers=1, progress=False)
+    assert [t.state for t in c.trials] == ["complete", "failed", "censored", "failed"]
+    bound, value = (c.trials[i].outcome for i in (1, 3))
+    assert "a bound must agree with what is known, got above 0.7 at the point of trial 0, where it is 0.4 +-" in (
+        bound.error
+    )
+    assert bound.info == {"log": "a.txt", "refused": {"values": {"f": 0.7}, "bounds": {"f": "above"}}}
+    assert (
+        "a value must agree with what is known, got 0.4 at the point of trial 2, where it is above 0.7" in value.error
+    )
+    assert value.info["refused"] == {"values": {"f": 0.4}, "variances": {"f": 1e-4}}
+    assert report.failed == 2
+    assert report.last_error == value.error

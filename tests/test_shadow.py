@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 import excursion
 from excursion.acquisition import Search, Sobol
-from excursion.campaign import Strategy, observations
+from excursion.belief import observations
 from excursion.cli import app
 from excursion.data import Outcome, Trial
 from excursion.errors import InvalidProblem, InvalidSpace, InvalidStrategy, InvalidTable
+from excursion.proposal import Strategy
 from excursion.report.plot import plot_replay
 from excursion.report.tables import replayed, replayed_json
 from excursion.shadow import Curve, read_table, replay

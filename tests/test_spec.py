@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 
 from excursion.acquisition import CRITERIA, EI, PES, SUR, UCB, Search, Straddle
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.data import Outcome
 from excursion.errors import InvalidOutcome, InvalidSpec
 from excursion.evaluators.adapters import Imported, Selected
@@ -23,6 +23,7 @@ from excursion.evaluators.command import Command
 from excursion.evaluators.pyhf import TASKS
 from excursion.examples.sleptons import Reinterpretation, Simulation
 from excursion.problem import Fidelity, Problem, Task
+from excursion.proposal import Strategy
 from excursion.space import Parameter, ParameterSpace
 from excursion.spec import Spec, begin, evaluator, go_on, load, outcome, parse, resume
 from excursion.surrogate import RECIPES, GaussianProcess, KernelSearch

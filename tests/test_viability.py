@@ -11,9 +11,9 @@ from excursion import viability as module
 from excursion.acquisition import SUR, Straddle
 from excursion.acquisition.search import DEAD, _tempered, select
 from excursion.belief import believe
-from excursion.campaign import target
 from excursion.data import Outcome, Trial
 from excursion.problem import Problem, Task
+from excursion.proposal import target
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess
 from excursion.surrogate.censored import censored_sites
@@ -277,3 +277,15 @@ def test_gains_are_multiplied_by_the_probability():
         [2 + math.log(0.5), -1 + math.log(0.9), 3 - math.log(100)]
     )
     assert _tempered(score, p, "bound").tolist() == [2.0, -1.0, -1e300]
+
+
+def test_a_long_history_of_trials_is_read_without_complaint():
+    space = ParameterSpace(tuple(Parameter(name, 0, 1) for name in "abcd"))
+    trials = []
+    for i, u in enumerate(space.sample(0, module.MOST + 50, 1)):
+        dead = bool(u[0] + u[1] > 1.5)
+        outcome = Outcome.failed("crash", permanent=True) if dead else Outcome.of(1.0)
+        trials.append(Trial(i, space.point(u), 0, 0, state=outcome.state, told=i, outcome=outcome))
+    p = viability(space, trials)(torch.tensor([[0.9, 0.9, 0.5, 0.5], [0.3, 0.3, 0.5, 0.5]], dtype=torch.float64))
+    assert p[0] < 0.05
+    assert p[1] > 0.95

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.surrogate import GaussianProcess, Observations, Posterior, Surrogate
 from excursion.surrogate.evidence import KERNELS
 

@@ -15,8 +15,9 @@ from scipy.stats import qmc
 from sklearn.ensemble import RandomForestClassifier
 
 from excursion.acquisition import CRITERIA
-from excursion.campaign import Campaign, Strategy
+from excursion.campaign import Campaign
 from excursion.problem import Problem, Task
+from excursion.proposal import Strategy
 from excursion.result import Result
 
 from .problems import TestProblem

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .acquisition import PES, SUR, ExclusionEntropy, MutualInformation, Search, Sobol, Straddle
-    from .campaign import Campaign, Strategy
+    from .campaign import Campaign
     from .contours import Contour
     from .data import Censored, Job, Outcome, Trial
     from .errors import ExcursionError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .evaluators.command import Command
     from .evaluators.python import Function
     from .problem import Fidelity, Problem, Task
+    from .proposal import Strategy
     from .result import Result, find_level_set, find_optimum
     from .runner import Report, run
     from .shadow import Replay, replay
@@ -34,7 +35,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "acquisition": ("PES", "SUR", "ExclusionEntropy", "MutualInformation", "Search", "Sobol", "Straddle"),
-    "campaign": ("Campaign", "Strategy"),
+    "campaign": ("Campaign",),
     "contours": ("Contour",),
     "data": ("Censored", "Job", "Outcome", "Trial"),
     "errors": ("ExcursionError",),
@@ -42,6 +43,7 @@ _HOME = {
     "evaluators.command": ("Command",),
     "evaluators.python": ("Function",),
     "problem": ("Fidelity", "Problem", "Task"),
+    "proposal": ("Strategy",),
     "result": ("Result", "find_level_set", "find_optimum"),
     "runner": ("Report", "run"),
     "shadow": ("Replay", "replay"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,48 +14,31 @@ import torch
 from torch import Tensor
 
 from . import levelset
-from .acquisition import (
-    CRITERIA,
-    EI,
-    SUR,
-    Acquisition,
-    Offer,
-    Offers,
-    Prospect,
-    Search,
-    Sobol,
-    Target,
-    acquisition_from_json,
-    incumbent,
-    poisson_disc,
-    select,
-)
-from .acquisition.criteria import acquisition_to_json
-from .acquisition.search import DEAD, not_taken
-from .belief import Belief, believe, observations, settle
+from .acquisition import EI, Prospect
+from .belief import Belief, believe, observations
 from .data import FINISHED, INFORMATIVE, TABLE, Outcome, Proposal, Trial
 from .errors import (
     InvalidOutcome,
     InvalidPoint,
     InvalidProblem,
-    InvalidStrategy,
     InvalidTable,
     SchemaMismatch,
-    SpaceExhausted,
     StaleHistory,
     TrialFinished,
     UnknownCampaign,
     UnknownTrial,
 )
-from .forecast import Forecast, evaluated, forecast, latest, milestones, pace
+from .fidelities import Help, helps
+from .forecast import Forecast, forecast, latest, milestones, pace, paid, unit
 from .known import Source, answers, known, parse_cell
 from .precision import Precision, Reading, measure, misclassified, parse
 from .problem import Problem
+from .proposal import Strategy, propose, target, to_design, whole
 from .space import ParameterSpace
 from .store import Store, open_store
-from .surrogate import RECIPES, GaussianProcess, Observations, Posterior, Surrogate
+from .surrogate import Observations, Posterior
 from .threads import one_thread
-from .viability import Viability, to_retry, viability
+from .viability import ALWAYS, Viability, viability
 
 #: Version of the JSON that describes problem and strategy.
 SPEC_VERSION = 1
@@ -63,491 +46,6 @@ SPEC_VERSION = 1
 UNCROSSED = 3
 #: Beliefs of the past that a forecast looks at.
 _MILESTONES = 10
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How the search is done. Settings only.
-
-    Attributes:
-        surrogate: recipe for the belief.
-        acquisition: criterion that scores candidates; None means SUR for level sets and EI for an optimum.
-        search: settings of the search for the best batch.
-        design_size: space-filling points come first, until this many trials hold values; None means 4 + 2 d.
-        exploration: fraction of later points that are space-filling all the same, against missed islands (0 to 1).
-        seed: fixes all random numbers; with the history it fixes every proposal.
-        replicates: a point may be asked again, for noisy values on a grid.
-        retries: how often a point that failed, and not for good, is asked again (`viability.to_retry`).
-    """
-
-    surrogate: Surrogate = field(default_factory=GaussianProcess)
-    acquisition: Acquisition | None = None
-    search: Search = field(default_factory=Search)
-    design_size: int | None = None
-    exploration: float = 0.05
-    seed: int = 0
-    replicates: bool = False
-    retries: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("design_size", "seed", "retries"):
-            value = getattr(self, name)
-            if name != "design_size" or value is not None:
-                object.__setattr__(self, name, _whole(f"strategy: {name}", value))
-        if self.design_size is not None and self.design_size < 2:
-            raise InvalidStrategy(f"strategy: design_size must be at least 2, got {self.design_size!r}")
-        if not isinstance(self.exploration, int | float) or not 0 <= self.exploration <= 1:
-            raise InvalidStrategy(f"strategy: exploration must lie in [0, 1], got {self.exploration!r}")
-        if not 0 <= self.retries <= 20:
-            raise InvalidStrategy(f"strategy: retries must lie in [0, 20], got {self.retries!r}")
-        if not 0 <= self.seed < 2**31:
-            raise InvalidStrategy(f"strategy: seed must lie in [0, 2^31), got {self.seed!r}")
-
-    def design(self, d: int) -> int:
-        """Trials with values before the criterion takes over, in d dimensions."""
-        return 4 + 2 * d if self.design_size is None else self.design_size
-
-    def suited_to(self, problem: Problem) -> Strategy:
-        """The strategy with the criterion that this problem has by default, if it names none.
-
-        Raises:
-            InvalidStrategy: a criterion for level sets where an optimum is sought, or the reverse.
-        """
-        if self.acquisition is None:
-            return replace(self, acquisition=EI() if problem.sign else SUR())
-        seeks = "optimum" if problem.sign else "level set"
-        if self.acquisition.seeks not in (seeks, "any"):
-            fitting = [name for name, c in CRITERIA.items() if c.seeks in (seeks, "any")]
-            raise InvalidStrategy(
-                f"strategy: the criterion must fit the goal {problem.goal!r}, got {self.acquisition}. "
-                f"Use one of {', '.join(fitting)}"
-            )
-        return self
-
-    def to_json(self) -> dict[str, Any]:
-        """The strategy as JSON-compatible data."""
-        return {
-            "surrogate": self.surrogate.to_json(),
-            "acquisition": None if self.acquisition is None else acquisition_to_json(self.acquisition),
-            "search": self.search.to_json(),
-            "design_size": self.design_size,
-            "exploration": self.exploration,
-            "seed": self.seed,
-            "replicates": self.replicates,
-            "retries": self.retries,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Strategy:
-        """The strategy that `to_json` wrote.
-
-        Raises:
-            InvalidStrategy: unknown surrogate, criterion or setting.
-        """
-        settings = dict(data)
-        try:
-            if "surrogate" in settings:
-                recipe = dict(settings["surrogate"])
-                kind = recipe.pop("type", "GaussianProcess")
-                if kind not in RECIPES:
-                    raise InvalidStrategy(f"surrogate: must be one of {', '.join(RECIPES)}, got {kind!r}. Use one")
-                settings["surrogate"] = RECIPES[kind](**recipe)
-            if settings.get("acquisition") is not None:
-                settings["acquisition"] = acquisition_from_json(settings["acquisition"])
-            if "search" in settings:
-                settings["search"] = Search(**settings["search"])
-            return cls(**settings)
-        except TypeError as error:
-            raise InvalidStrategy(f"strategy: settings must exist and fit, got {data!r} ({error})") from error
-
-
-def _whole(where: str, value: Any) -> int:
-    """The value as an int; numpy's integers count, True does not."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise InvalidStrategy(f"{where} must be a whole number, got {value!r}") from None
-
-
-def conditioned(belief: Belief, trials: Sequence[Trial]) -> Posterior:
-    """The belief for proposals: conditioned on pending trials, whose values will shrink the variance around them.
-
-    Trials that failed tell nothing of the function; `viability` tells where not to look.
-    """
-    blind = [t for t in trials if t.pending and belief.problem.level(t.fidelity) in belief.levels]
-    if not blind:
-        return belief.posterior
-    space = belief.problem.space
-    u = space.to_unit(space.tensor([t.x for t in blind]))
-    if len(belief.levels) > 1:
-        level = [belief.levels.index(belief.problem.level(t.fidelity)) for t in blind]
-        u = torch.cat([u, torch.tensor(level, dtype=u.dtype)[:, None]], 1)
-    with torch.no_grad():
-        return belief.posterior.condition(u)
-
-
-def target(problem: Problem, posterior: Posterior, observed: Tensor) -> Target:
-    """What is sought, as the surrogate sees it: thresholds and weights, or the value to beat.
-
-    Args:
-        problem: says what.
-        posterior: the belief.
-        observed: points with values, (n, d) in the unit cube.
-    """
-    weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
-    best = incumbent(posterior, observed, problem.sign) if problem.sign else None
-    return Target(tuple(t.levels for t in problem.tasks), weights / weights.sum(), best, problem.sign or 1.0)
-
-
-def propose(
-    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, among: Tensor | None = None
-) -> list[Proposal]:
-    """The next n points: a function of the history and the strategy, and of nothing else.
-
-    Fewer than n if a quantised space, or ``among``, has fewer left.
-
-    Args:
-        problem: what is searched.
-        strategy: how.
-        trials: the history.
-        n: how many points.
-        among: ask for these points (m, d) of the unit cube only, a table of known simulations, say.
-
-    Raises:
-        SpaceExhausted: a quantised space, or ``among``, has no point left.
-        FitError: the surrogate could not be fitted.
-        InvalidStrategy: the criterion does not fit the problem's goal.
-    """
-    strategy, viable = strategy.suited_to(problem), viability(problem.space, trials)
-    again = _again(problem.space, strategy, trials, n, viable)
-    if len(again) == n:
-        return again
-    queued = [
-        Trial(len(trials) + i, p.x, p.basis, len(trials), p.criterion, fidelity=p.fidelity, events=p.events)
-        for i, p in enumerate(again)
-    ]
-    try:
-        return again + _new(problem, strategy, [*trials, *queued], n - len(again), among, viable)
-    except SpaceExhausted:  # then nothing is gained by waiting
-        again += _again(problem.space, strategy, [*trials, *queued], n - len(again), viable, wait=False)
-        if not again:
-            raise
-        return again
-
-
-def _again(
-    space: ParameterSpace, strategy: Strategy, trials: Sequence[Trial], n: int, viable: Viability, wait: bool = True
-) -> list[Proposal]:
-    """At most n points that failed and are tried once more, under another number and hence another seed."""
-    basis = sum(t.state in FINISHED for t in trials)
-    failed = to_retry(trials, strategy.retries, lambda some: viable(space.to_unit(space.tensor(some))), wait)
-    return [
-        Proposal(t.x, basis, "retry", None, t.predicted, t.belief, fidelity=t.fidelity, events=t.events)
-        for t in failed[:n]
-    ]
-
-
-def _new(
-    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, among: Tensor | None, viable: Viability
-) -> list[Proposal]:
-    """`propose` without retries; ``viable`` is the probability of success."""
-    space, k = problem.space, len(trials)
-    basis = sum(t.state in FINISHED for t in trials)
-    level = _to_design(problem, strategy, trials)
-    if level is not None or isinstance(strategy.acquisition, Sobol):
-        u = _design(problem, strategy, trials, n, level or 0, among, viable)
-        name, events = _names(problem, level or 0)
-        return [Proposal(space.point(x), basis, fidelity=name, events=events) for x in space.from_unit(u)]
-
-    belief = believe(problem, strategy.surrogate, trials)
-    problem, posterior = belief.problem, conditioned(belief, trials)
-    ways = _ways(belief, trials)
-    offers = Offers(tuple(offer for offer, _ in ways))
-    taken = space.to_unit(space.tensor([t.x for t in trials]))
-    if offers.columns:
-        at = [problem.level(t.fidelity) for t in trials]
-        place = [belief.levels.index(i) if i in belief.levels else -1 for i in at]
-        taken = torch.cat([taken, torch.tensor(place, dtype=taken.dtype).reshape(-1, 1)], 1)
-    lattice = _small_lattice(space, k + n) if among is None else among
-    if lattice is not None and not strategy.replicates:
-        n = min(
-            n, _left(offers.of(lattice)[:, : taken.shape[1]], taken if among is not None else _snapped(space, taken))
-        )
-    # Every 1/exploration-th trial, counted by number so that batches of any size explore alike.
-    explore = [_floor((k + i + 1) * strategy.exploration) > _floor((k + i) * strategy.exploration) for i in range(n)]
-    chosen: list[tuple[Tensor, str, float | None]] = []
-    if any(explore) and lattice is not None and strategy.replicates:
-        explore = [False] * n  # nothing there has been missed
-    if any(explore):
-        # The cheapest way to look is good enough to find what was missed.
-        cheapest = min(range(len(ways)), key=lambda i: offers.ways[i].cost)
-        pool = among
-        if pool is None:
-            pool = space.sample(0, 2048, (strategy.seed + 7919 * (k + 1)) % 2**31)
-            pool = _alive(pool, viable, sum(explore))
-        extra = offers.of(_farthest(pool, taken[:, : space.dim], sum(explore)))
-        extra = extra[cheapest * sum(explore) :][: sum(explore)]
-        chosen += [(row, "exploration", None) for row in extra]
-        with torch.no_grad():
-            posterior = posterior.condition(offers.at(extra))
-        taken = torch.cat([taken, extra[:, : taken.shape[1]]])
-    if (rest := n - sum(explore)) > 0 and strategy.acquisition:
-        u, scores = select(
-            strategy.acquisition,
-            posterior,
-            space,
-            target(problem, posterior, belief.data.u),
-            rest,
-            seed=strategy.seed + 104729 * (k + 1),
-            taken=taken[:0] if strategy.replicates else taken,
-            search=strategy.search,
-            among=among,
-            offers=offers,
-            viable=None if viable.sure else viable,
-        )
-        name = type(strategy.acquisition).__name__
-        chosen = [(row, name, float(s)) for row, s in zip(u, scores)] + chosen
-    looks = torch.stack([row for row, _, _ in chosen])
-    points = offers.place(looks)
-    with torch.no_grad():
-        mean, variance = posterior.marginal(points)
-    above = {
-        t.name: levelset.excursion_probability(mean[i], variance[i], t.levels[0])
-        for i, t in enumerate(problem.tasks)
-        if t.thresholds
-    }
-    summary = belief.summary()
-    proposals = []
-    for i, (x, (row, criterion, score)) in enumerate(zip(space.from_unit(points), chosen)):
-        fidelity, events = ways[int(row[-1]) if offers.columns else 0][1]
-        predicted = {name: float(p[i]) for name, p in above.items()}
-        proposals.append(Proposal(space.point(x), basis, criterion, score, predicted, summary, fidelity, events))
-    return proposals
-
-
-#: The dearest fidelity needs this part of the design where a cheaper one is known, and the cheapest so many times it.
-_LESS, _MORE = 0.5, 2
-
-
-def _to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> int | None:
-    """The level that still needs space-filling points; None once all have enough."""
-    d, size = problem.space.dim, max(strategy.design(problem.space.dim), 2)
-    known = [0] * max(1, len(problem.fidelities))
-    for t in trials:
-        known[problem.level(t.fidelity)] += t.state in INFORMATIVE
-    asked = [level for level, f in enumerate(reversed(problem.fidelities)) if f.cost is not None] or [0]
-    for level in reversed(asked):
-        needed = size if level == 0 else _MORE * size
-        if any(count >= size for count in known[level + 1 :]):
-            needed = max(d + 1, math.ceil(_LESS * size))
-        if known[level] < needed:
-            return level
-    return None
-
-
-def _design(
-    problem: Problem,
-    strategy: Strategy,
-    trials: Sequence[Trial],
-    n: int,
-    level: int,
-    among: Tensor | None,
-    viable: Viability,
-) -> Tensor:
-    """The next n points of the design of a level: space-filling; half of them near the contour where the next cheaper
-    fidelity says that it is."""
-    space = problem.space
-    taken = space.to_unit(space.tensor([t.x for t in trials if problem.level(t.fidelity) == level]))
-    lattice = _small_lattice(space, len(taken) + n) if among is None else among
-    if lattice is not None:
-        n = min(n, _left(lattice, taken if among is not None else space.snap(taken)))
-    if among is not None:
-        return _spread(among, taken, n, strategy.seed)
-    near = _near_contour(problem, strategy, trials, n // 2, level, taken) if lattice is None else taken[:0]
-    filling = _space_filling(space, torch.cat([taken, near]), n - len(near), strategy.seed, lattice, viable)
-    # In turn, so that the first few are of both kinds.
-    order = torch.cat([torch.arange(len(filling)) * 2, torch.arange(len(near)) * 2 + 1]).argsort()
-    return torch.cat([filling, near])[order]
-
-
-@torch.no_grad()
-def _near_contour(
-    problem: Problem, strategy: Strategy, trials: Sequence[Trial], n: int, level: int, taken: Tensor
-) -> Tensor:
-    """n points near the level set of the cheaper fidelities, apart from one another; none if these know too little."""
-    cheap = observations(settle(problem, trials), [t for t in trials if problem.level(t.fidelity) > level]).cheaper
-    if n < 1 or problem.sign or cheap is None or len(cheap) < strategy.design(problem.space.dim):
-        return taken[:0]
-    if cheap.known is not None:
-        return taken[:0]  # some of the tasks only
-    posterior = strategy.surrogate.fit(cheap)
-    pool = problem.space.sample(0, 4096, (strategy.seed + 7919 * (len(trials) + 1)) % 2**31)
-    mean, variance = posterior.marginal(pool)
-    # The dearer level set is somewhere near.
-    loose = variance + (_NEAR * cheap.z.std(0)[:, None]) ** 2
-    weights = torch.tensor([t.weight for t in problem.tasks], dtype=torch.float64)
-    interest = Target(cheap.levels, weights / weights.sum()).interest(mean, loose)
-    generator = torch.Generator().manual_seed(strategy.seed + 104729 * (len(trials) + 1))
-    # Far from the contour are enough other points of the design.
-    near = interest.topk(min(len(pool), max(16 * n, int((interest > 0.1 * interest.max()).sum())))).indices
-    return pool[near][poisson_disc(pool[near], interest[near], taken, n, generator)]
-
-
-#: How far the level sets of two fidelities may be apart, in standard deviations of all values.
-_NEAR = 0.2
-
-
-def _names(problem: Problem, level: int) -> tuple[str, int | None]:
-    """Fidelity and events of a design point."""
-    if not problem.fidelities:
-        return "", None
-    fidelity = problem.fidelities[-1 - level]
-    least, most = fidelity.events or (0, 0)
-    return fidelity.name, round(math.sqrt(least * most)) if fidelity.events else None
-
-
-#: So many numbers of events are weighed against each other.
-_SIZES = 5
-
-
-def _ways(belief: Belief, trials: Sequence[Trial]) -> list[tuple[Offer, tuple[str, int | None]]]:
-    """What may be asked: fidelities whose values are known, and numbers of events, each with its name and events."""
-    problem = belief.problem
-    if not problem.fidelities:
-        return [(Offer(), ("", None))]
-    ways: list[tuple[Offer, tuple[str, int | None]]] = []
-    for place, level in enumerate(belief.levels):
-        fidelity = problem.fidelities[-1 - level]
-        if fidelity.cost is None:
-            continue
-        if fidelity.events is None:
-            ways.append((Offer(place, problem.cost(fidelity.name)), (fidelity.name, None)))
-            continue
-        per_event = _noise_per_event(belief, trials, level)
-        least, most = fidelity.events
-        sizes = {round(least * (most / least) ** (i / (_SIZES - 1))) for i in range(_SIZES)}
-        nugget = torch.tensor([h.get("nugget", 0.0) ** 2 for h in belief.posterior.hyperparameters])
-        for events in sorted(sizes) if per_event is not None else [most]:
-            noise = None if per_event is None else per_event / events + (nugget if level == 0 else 0.0)
-            ways.append((Offer(place, problem.cost(fidelity.name, events), noise), (fidelity.name, events)))
-    return ways
-
-
-#: The noise of so many values, the nearest to a threshold, says how many events are needed.
-_NOISY = 16
-
-
-def _noise_per_event(belief: Belief, trials: Sequence[Trial], level: int) -> Tensor | None:
-    """Variance of z times the number of events, (t,), near the thresholds; None if variances are not known."""
-    data: Observations | None = belief.data
-    for _ in range(belief.levels.index(level)):
-        data = data.cheaper if data else None
-    done = sorted(
-        (t for t in trials if t.state in INFORMATIVE and belief.problem.level(t.fidelity) == level),
-        key=lambda t: t.number,
-    )
-    events = torch.tensor([float(t.events or math.nan) for t in done], dtype=torch.float64)
-    if data is None:
-        return None
-    out = []
-    for i, levels in enumerate(data.levels):
-        product = data.variance[:, i] * events
-        known = (data.side[:, i] == 0) & (data.variance[:, i] > 0) & events.isfinite()
-        if not known.any():
-            return None
-        distance = (data.z[known, i][:, None] - levels).abs().amin(1) if len(levels) else data.z[known, i] * 0
-        out.append(product[known][distance.argsort()[:_NOISY]].median())
-    return torch.stack(out)
-
-
-def _snapped(space: ParameterSpace, taken: Tensor) -> Tensor:
-    return torch.cat([space.snap(taken[:, : space.dim]), taken[:, space.dim :]], 1)
-
-
-def _small_lattice(space: ParameterSpace, n: int) -> Tensor | None:
-    """All allowed points, (m, d), if there are so few that n trials may use them up."""
-    if not all(p.step is not None for p in space.parameters):
-        return None
-    if math.prod(1 + (p.upper - p.lower) / (p.step or 1) for p in space.parameters) > 10_000 + 100 * n:
-        return None  # far from used up
-    lattice = space.lattice()
-    return None if lattice is None or len(lattice) >= n else lattice
-
-
-def _left(points: Tensor, taken: Tensor) -> int:
-    """How many of the points have not been asked."""
-    if (left := int(not_taken(points, taken, 1e-9).sum())) == 0:
-        raise SpaceExhausted(
-            f"campaign: needs a point that has not been asked, got none: all {len(points)} allowed points have been. "
-            "Use a finer step or stop here"
-        )
-    return left
-
-
-def _alive(u: Tensor, viable: Viability, n: int) -> Tensor:
-    """The points at which evaluations may succeed; all if these are fewer than n."""
-    alive = u if viable.sure else u[viable(u) >= DEAD]
-    return alive if len(alive) >= n else u
-
-
-def _space_filling(
-    space: ParameterSpace, taken: Tensor, n: int, seed: int, lattice: Tensor | None, viable: Viability
-) -> Tensor:
-    """The next n points of the design that have not been asked; ``lattice`` as of `_small_lattice`."""
-    if not _stepped(space):
-        if viable.sure:
-            return space.sample(len(taken), n, seed)
-        u = space.sample(0, 4 * (len(taken) + n), seed)
-        return _alive(u[not_taken(u, taken, 1e-9)], viable, n)[:n]
-    size = len(torch.unique(space.snap(taken), dim=0)) + n
-    u = space.sample(0, size if lattice is None else min(size, len(lattice)), seed, distinct=True)
-    u = u[not_taken(u, taken, 1e-9)]
-    if len(u) < n:
-        raise SpaceExhausted(
-            f"campaign: needs {n} points that have not been asked, got {len(u)} of {size} allowed. "
-            "Use a finer step or stop here"
-        )
-    return u[:n]
-
-
-def _spread(among: Tensor, taken: Tensor, n: int, seed: int) -> Tensor:
-    """n of the points that have not been asked: each the farthest of ten drawn at random.
-
-    References:
-        D. P. Mitchell, SIGGRAPH 1991, 157: the best of some candidates, for points that are random and yet spread.
-    """
-    for _ in range(n):
-        free = among[not_taken(among, taken, 1e-9)]
-        generator = torch.Generator().manual_seed(seed + 15_485_863 * (len(taken) + 1))
-        drawn = free[torch.randperm(len(free), generator=generator)[:10]]
-        taken = torch.cat([taken, _farthest(drawn, taken, 1) if len(taken) else drawn[:1]])
-    return taken[len(taken) - n :]
-
-
-def _farthest(pool: Tensor, taken: Tensor, n: int) -> Tensor:
-    """n points of the pool, each as far as possible from those asked before (the centres of the largest holes)."""
-    distance = torch.cdist(pool, taken).amin(1)
-    out: list[Tensor] = []
-    for _ in range(n):
-        best = int(distance.argmax())
-        if distance[best] < 1e-9:
-            raise SpaceExhausted(
-                f"campaign: needs {n} points that have not been asked, got {len(out)}. Use a finer step or stop here"
-            )
-        out.append(pool[best])
-        distance = torch.minimum(distance, (pool - pool[best]).square().sum(1).sqrt())
-    return torch.stack(out)
-
-
-def _stepped(space: ParameterSpace) -> bool:
-    return any(p.step is not None for p in space.parameters)
-
-
-def _floor(value: float) -> int:
-    """Floor that forgives rounding: 20 * 0.05 is 1."""
-    return int(value + 1e-9)
 
 
 @torch.no_grad()
@@ -575,17 +73,26 @@ def improvement(problem: Problem, posterior: Posterior, data: Observations) -> d
     return {name: float(EI().score(look).max()) / span if span > 0 else 1.0}
 
 
-def remaining(problem: Problem, posterior: Posterior, data: Observations) -> dict[str, float]:
-    """What is left to do per task: `misclassified` of level sets, `improvement` of an optimum."""
-    return improvement(problem, posterior, data) if problem.sign else misclassified(problem, posterior)
+def remaining(
+    problem: Problem, posterior: Posterior, data: Observations, viable: Viability = ALWAYS
+) -> dict[str, float]:
+    """What is left to do per task: `misclassified` of level sets, `improvement` of an optimum.
+
+    What cannot be evaluated is not left to do: fractions are of the volume times the probability of success.
+    """
+    if problem.sign:
+        return improvement(problem, posterior, data)
+    return misclassified(problem, posterior, None if viable.sure else viable)
 
 
-def readings(goals: Sequence[Precision], belief: Belief) -> tuple[Reading, ...]:
-    """What a belief says about each condition of a goal."""
+def readings(goals: Sequence[Precision], belief: Belief, viable: Viability = ALWAYS) -> tuple[Reading, ...]:
+    """What a belief says about each condition of a goal, where evaluations succeed."""
     problem, posterior = belief.problem, belief.posterior
-    left = remaining(problem, posterior, belief.data) if goals else {}
-    plain = ("misclassified", "improvement")
-    return tuple(Reading(g, left[g.task] if g.measure in plain else measure(g, problem, posterior)) for g in goals)
+    left = remaining(problem, posterior, belief.data, viable) if goals else {}
+    plain, weigh = ("misclassified", "improvement"), None if viable.sure else viable
+    return tuple(
+        Reading(g, left[g.task] if g.measure in plain else measure(g, problem, posterior, weigh)) for g in goals
+    )
 
 
 @torch.no_grad()
@@ -634,9 +141,13 @@ class Status:
         uncertainty: task -> expected misclassified fraction of the allowed volume; for an optimum the largest expected
             improvement in units of the range of values seen (`improvement`). Empty while the design runs.
         crossed: task -> whether values on both sides of each threshold are known; empty for an optimum.
-        notes: once the design is complete: thresholds with values on one side only, a sentence each.
+        notes: once the design is complete: thresholds with values on one side only, and what a cheaper fidelity does
+            for each task, a sentence each.
         readings: once the design is complete: what is known of each condition of the goal.
         best: where an optimum is sought: the trial with the best value.
+        spent: cost of the finished trials, in evaluations of the dearest fidelity; rows of tables cost nothing.
+        fidelities: fidelity -> number of finished trials, rows of tables included; empty where none are declared.
+        cheaper: once the design is complete: what the cheaper fidelity does for each task; also in the notes.
     """
 
     name: str
@@ -646,6 +157,9 @@ class Status:
     notes: tuple[str, ...] = ()
     best: Trial | None = None
     readings: tuple[Reading, ...] = ()
+    spent: float = 0.0
+    fidelities: Mapping[str, int] = field(default_factory=dict)
+    cheaper: tuple[Help, ...] = ()
 
     @property
     def reached(self) -> bool:
@@ -781,7 +295,7 @@ class Campaign:
             InvalidPoint: n is not positive.
             SpaceExhausted: a quantised space has no point left; one with fewer than n gives what it has.
         """
-        if (n := _whole("ask: the number of points", n)) < 1:
+        if (n := whole("ask: the number of points", n)) < 1:
             raise InvalidPoint(f"ask: the number of points must be at least 1, got {n!r}")
         while True:
             trials = self.trials
@@ -863,7 +377,8 @@ class Campaign:
             How many rows were used, and how many were not, for which reason.
 
         Raises:
-            InvalidTable: it cannot be used: columns, units, cells; nothing is stored.
+            InvalidTable: it cannot be used: columns, units, cells, a row that contradicts another or what is known at
+                its point (see `tell`); nothing is stored.
             InvalidProblem: nobody declared this fidelity, or it is not said which one the table holds.
         """
         if self.problem.fidelities and not fidelity:
@@ -877,9 +392,14 @@ class Campaign:
             basis = sum(t.state in FINISHED for t in trials)
             told = {_row(t.fidelity, t.x, t.outcome) for t in trials if t.outcome is not None and t.criterion == TABLE}
             proposals, outcomes = [], []
-            for x, outcome in zip(found.points, found.outcomes):
+            seen = _outcomes(self.problem, trials)
+            for number, x, outcome in zip(found.rows, found.points, found.outcomes):
                 if (row := _row(fidelity, x, outcome)) not in told:
                     told.add(row)
+                    there = seen.setdefault(_place(self.problem, fidelity, x), [])
+                    if wrong := _contradiction(outcome, there):
+                        raise InvalidTable(f"table, row {number}: {wrong}. Correct the row, or leave it out")
+                    there.append((f"row {number}", outcome))
                     proposals.append(Proposal(x, basis, TABLE, fidelity=fidelity))
                     outcomes.append(outcome)
             seeds = [evaluation_seed(self.strategy.seed, len(trials) + i) for i in range(len(proposals))]
@@ -903,8 +423,9 @@ class Campaign:
             outcome: an `Outcome`; a dict task -> value, or one number if there is one task.
 
         Raises:
-            InvalidOutcome: NaN, missing or unknown tasks, a bound that an exact value known at the same point
-                contradicts (by five standard deviations, where its variance is known); the trial stays pending.
+            InvalidOutcome: NaN, missing or unknown tasks, a bound and an exact value at the same point and fidelity
+                that contradict each other (by five standard deviations, where variances are known), whichever was told
+                first; the trial stays pending.
             TrialFinished: it was told before.
             UnknownTrial: there is no such trial.
         """
@@ -943,6 +464,7 @@ class Campaign:
                     f"which is {trial.state}. Take the row out"
                 )
             _check_bounds(self.problem, trials, trial, outcome)
+            trials[number] = replace(trial, outcome=outcome)  # rows must agree with each other, too
             asked: dict[str, Any] = {**trial.x, "fidelity": trial.fidelity, "events": trial.events}
             for name in asked.keys() & cells.keys():
                 told, was = cells[name], asked[name]
@@ -957,7 +479,7 @@ class Campaign:
     def checked(self, number: int, outcome: Outcome) -> Outcome:
         """The outcome, if it fits the problem and does not contradict what is known; raises what `tell` does."""
         self.problem.check(outcome)
-        if outcome.bounds:
+        if outcome.error is None:
             trials = self.trials
             if 0 <= number < len(trials):
                 _check_bounds(self.problem, trials, trials[number], outcome)
@@ -1003,16 +525,19 @@ class Campaign:
         if not goals:
             return None
         done = sorted((t for t in trials if t.told is not None), key=lambda t: t.told or 0)
-        design = max(2, self.strategy.design(self.problem.space.dim))
         useful = [k + 1 for k, t in enumerate(done) if t.state in INFORMATIVE]
-        curves: list[list[tuple[int, float]]] = [[] for _ in goals]
+        # Nothing is believed before the design of every fidelity is complete.
+        designed = bisect_left(useful, True, key=lambda k: to_design(self.problem, self.strategy, done[:k]) is None)
+        useful = useful[designed:]
+        curves: list[list[tuple[float, float]]] = [[] for _ in goals]
         with one_thread(len(trials)):
-            for k in milestones(design, len(useful), _MILESTONES):
+            for k in milestones(1, len(useful), _MILESTONES):
                 past = done[: useful[k - 1]]
                 found = readings(goals, believe(self.problem, self.strategy.surrogate, past))
                 for curve, reading in zip(curves, found):
-                    curve.append((evaluated(past), reading.value))
-        return latest(forecast(curve, g.limit, pace(trials)) for curve, g in zip(curves, goals))
+                    curve.append((paid(self.problem, past), reading.value))
+        now, what = pace(self.problem, trials), unit(self.problem)
+        return latest(forecast(curve, g.limit, now, what) for curve, g in zip(curves, goals))
 
     def status(self, goal: Any = None) -> Status:
         """Counts, what is left to do, and whether the thresholds are crossed or which value is best.
@@ -1030,19 +555,24 @@ class Campaign:
             counts[t.state] = counts.get(t.state, 0) + 1
         left: Mapping[str, float] = {}
         notes: tuple[str, ...] = ()
-        if sum(t.state in INFORMATIVE for t in trials) >= max(2, self.strategy.design(problem.space.dim)):
+        cheaper: tuple[Help, ...] = ()
+        if to_design(problem, self.strategy, trials) is None:
             with one_thread(len(trials)):
-                belief = believe(problem, self.strategy.surrogate, trials)
-                left = remaining(belief.problem, belief.posterior, belief.data)
-                notes = one_sided(belief.problem, belief.posterior, belief.data)
-                read = readings(goals, belief)
+                belief, viable = believe(problem, self.strategy.surrogate, trials), viability(problem.space, trials)
+                left = remaining(belief.problem, belief.posterior, belief.data, viable)
+                cheaper = helps(belief.problem, belief.posterior, trials)
+                notes = one_sided(belief.problem, belief.posterior, belief.data) + tuple(map(str, cheaper))
+                read = readings(goals, belief, viable)
+        done = [problem.fidelity(t.fidelity).name for t in trials if problem.fidelities and t.state in FINISHED]
+        known = {f.name: done.count(f.name) for f in problem.fidelities}
         if problem.sign:
-            return Status(self.name, counts, left, {}, notes, best_trial(problem, trials), read)
+            best = best_trial(problem, trials)
+            return Status(self.name, counts, left, {}, notes, best, read, paid(problem, trials), known, cheaper)
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))
         seen = observations(plain, trials)
         sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
-        return Status(self.name, counts, left, crossed, notes, None, read)
+        return Status(self.name, counts, left, crossed, notes, None, read, paid(problem, trials), known, cheaper)
 
 
 @dataclass(frozen=True)
@@ -1085,27 +615,53 @@ def _row(fidelity: str, x: Mapping[str, float], outcome: Outcome) -> Hashable:
     return (fidelity, *(tuple(sorted(part.items())) for part in parts))
 
 
+def _place(problem: Problem, fidelity: str, x: Mapping[str, float]) -> Hashable:
+    """What makes two evaluations those of the same point and fidelity."""
+    names = (problem.fidelity(fidelity).parameters if problem.fidelities else None) or problem.space.names
+    return (problem.level(fidelity), *(x[n] for n in names))
+
+
+def _outcomes(problem: Problem, trials: Iterable[Trial]) -> dict[Hashable, list[tuple[str, Outcome]]]:
+    """What is known at each place, with the names of the trials."""
+    seen: dict[Hashable, list[tuple[str, Outcome]]] = {}
+    for t in trials:
+        if t.outcome is not None and t.outcome.error is None:
+            seen.setdefault(_place(problem, t.fidelity, t.x), []).append((f"trial {t.number}", t.outcome))
+    return seen
+
+
 def _check_bounds(problem: Problem, trials: Sequence[Trial], trial: Trial, outcome: Outcome) -> None:
-    """Refuse a bound on the wrong side of an exact value of the same point, fidelity and task."""
-    names = (problem.fidelity(trial.fidelity).parameters if problem.fidelities else None) or problem.space.names
-    level = problem.level(trial.fidelity)
-    for other in trials:
-        if other.outcome is None or any(other.x[n] != trial.x[n] for n in names):
-            continue
-        if problem.level(other.fidelity) != level:
-            continue
-        for task, side in outcome.bounds.items():
-            if task not in other.outcome.values or task in other.outcome.bounds:
+    """Refuse a bound and an exact value of the same point, fidelity and task that contradict each other."""
+    seen = _outcomes(problem, (t for t in trials if t.number != trial.number))
+    if wrong := _contradiction(outcome, seen.get(_place(problem, trial.fidelity, trial.x), ())):
+        raise InvalidOutcome(f"{wrong}. Tell the value, or a failure")
+
+
+def _contradiction(outcome: Outcome, known: Iterable[tuple[str, Outcome]]) -> str:
+    """How an outcome contradicts one of those known at the same place; empty if it does not.
+
+    Of a bound and an exact value that lies beyond it by more than five standard deviations one must be wrong; two
+    exact values may differ (noise), and of two bounds the truth may lie between.
+    """
+    for name, other in known:
+        for task in outcome.values.keys() & other.values.keys():
+            sides = outcome.bounds.get(task), other.bounds.get(task)
+            if (sides[0] is None) == (sides[1] is None):
                 continue
-            value, bound = other.outcome.values[task], outcome.values[task]
-            variances = [o.variances[task] for o in (other.outcome, outcome) if task in o.variances]
-            excess = bound - value if side == "above" else value - bound
-            if excess > 5 * math.sqrt(sum(variances)):
-                sd = f" +- {math.sqrt(other.outcome.variances[task]):g}" if task in other.outcome.variances else ""
-                raise InvalidOutcome(
-                    f"outcome of task {task!r}: a bound must agree with what is known, got {side} {bound:g} at the "
-                    f"point of trial {other.number}, where it is {value:g}{sd}. Tell the value, or a failure"
+            told, there = outcome.values[task], other.values[task]
+            bound, exact = (told, there) if sides[0] else (there, told)
+            excess = bound - exact if "above" in sides else exact - bound
+            if excess > 5 * math.sqrt(sum(o.variances.get(task, 0.0) for o in (outcome, other))):
+                texts = [
+                    f"{value:g}" if side is None else f"{side} {value:g}" for side, value in zip(sides, (told, there))
+                ]
+                if task in other.variances:
+                    texts[1] += f" +- {math.sqrt(other.variances[task]):g}"
+                return (
+                    f"outcome of task {task!r}: {'a bound' if sides[0] else 'a value'} must agree with what is known, "
+                    f"got {texts[0]} at the point of {name}, where it is {texts[1]}"
                 )
+    return ""
 
 
 def _storable(problem: Problem) -> Problem:

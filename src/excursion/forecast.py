@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .data import FINISHED, Trial
+from .data import FINISHED, TABLE, Trial
+from .problem import Problem
 
-__all__ = ["Forecast", "Pace", "evaluated", "forecast", "latest", "milestones", "pace"]
+__all__ = ["Forecast", "Pace", "forecast", "latest", "milestones", "pace", "paid", "unit"]
 
 #: So few values of the measure are no history.
 _FEWEST = 4
@@ -26,7 +27,7 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True)
 class Forecast:
-    """How many more evaluations a goal needs.
+    """How many more evaluations a goal needs; with fidelities their cost, as a budget counts it (`Problem.spent`).
 
     Attributes:
         more: the median; 0 where the goal is reached. None: there is no forecast.
@@ -34,6 +35,7 @@ class Forecast:
         low, high: the central 95 % interval.
         seconds: about how long that takes at the present pace; None if that is not known.
         reason: why there is no forecast; empty if there is one.
+        unit: of `more`, `sd`, `low` and `high`: "points", or evaluations of the dearest fidelity.
     """
 
     more: float | None
@@ -42,6 +44,7 @@ class Forecast:
     high: float = 0.0
     seconds: float | None = None
     reason: str = ""
+    unit: str = "points"
 
     def __str__(self) -> str:
         if self.more is None:
@@ -49,12 +52,14 @@ class Forecast:
         if self.more == 0:
             return "goal reached"
         time = "" if self.seconds is None else f" (about {spelt(self.seconds)} at the present pace)"
-        return f"{_rounded(self.more)} ± {_rounded(self.sd)} more points{time}"
+        more, sd = (_rounded(v, 1.0 if self.unit == "points" else 0.01) for v in (self.more, self.sd))
+        return f"{more} ± {sd} more {self.unit}{time}"
 
 
-def _rounded(value: float) -> str:
-    """A number of points with two digits."""
-    return f"{max(1, float(f'{value:.2g}')):.0f}"
+def _rounded(value: float, least: float) -> str:
+    """A number with two digits, a whole one if the least is; never below the least."""
+    short = max(least, float(f"{value:.2g}"))
+    return f"{short:.0f}" if least == 1.0 else f"{short:g}"
 
 
 def spelt(seconds: float) -> str:
@@ -76,34 +81,42 @@ class Pace:
     Attributes:
         latency: median seconds between asking and the outcome.
         throughput: evaluations finished per second while any was pending, so that nights between two runs do not count
-            and evaluations at the same time do.
+            and evaluations at the same time do; with fidelities their cost, in evaluations of the dearest.
+        each: mean cost of one evaluation.
     """
 
     latency: float
     throughput: float
+    each: float = 1.0
 
 
-def evaluated(trials: Sequence[Trial]) -> int:
-    """How many trials were evaluated, rows of a table not counted."""
-    return sum(t.state in FINISHED and t.criterion != "table" for t in trials)
+def paid(problem: Problem, trials: Sequence[Trial]) -> float:
+    """What the finished ones of these trials cost: `Problem.spent` of them."""
+    return problem.spent(t for t in trials if t.state in FINISHED)
 
 
-def pace(trials: Sequence[Trial]) -> Pace | None:
+def unit(problem: Problem) -> str:
+    """What a forecast counts."""
+    return f"evaluations of {problem.fidelity().name!r}" if problem.fidelities else "points"
+
+
+def pace(problem: Problem, trials: Sequence[Trial]) -> Pace | None:
     """The present pace, from the latest evaluations; None without any."""
     spans = [
-        (t.finished, t.asked)
+        (t.finished, t.asked, problem.cost(t.fidelity, t.events))
         for t in trials
-        if t.state in FINISHED and t.criterion != "table" and t.finished is not None and t.asked is not None
+        if t.state in FINISHED and t.criterion != TABLE and t.finished is not None and t.asked is not None
     ]
     if not spans:
         return None
     recent = sorted(spans)[-_RECENT:]
-    latency = float(np.median([end - start for end, start in recent]))
+    latency = float(np.median([end - start for end, start, _ in recent]))
     busy, until = 0.0, -math.inf
-    for end, start in sorted(recent, key=lambda span: span[1]):
+    for end, start, _ in sorted(recent, key=lambda span: span[1]):
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
-    return Pace(latency, len(recent) / max(busy, 1e-9))
+    cost = math.fsum(cost for _, _, cost in recent)
+    return Pace(latency, cost / max(busy, 1e-9), cost / len(recent))
 
 
 def milestones(first: int, last: int, steps: int) -> list[int]:
@@ -113,7 +126,9 @@ def milestones(first: int, last: int, steps: int) -> list[int]:
     return sorted({round(first + (last - first) * k / max(1, steps - 1)) for k in range(steps)})
 
 
-def forecast(curve: Sequence[tuple[int, float]], limit: float, pace: Pace | None = None) -> Forecast:
+def forecast(
+    curve: Sequence[tuple[float, float]], limit: float, pace: Pace | None = None, unit: str = "points"
+) -> Forecast:
     """When a measure will have come down to its limit.
 
     The logarithm of the measure is taken for a random walk with drift, in the number of evaluations n (an exponential
@@ -123,9 +138,11 @@ def forecast(curve: Sequence[tuple[int, float]], limit: float, pace: Pace | None
     analytic problems of `benchmarks/forecast.py` the central 95 % interval holds the truth in 97 % of the cases.
 
     Args:
-        curve: evaluations and measure, (n, value) with ascending n; n = 0 (tables only) does not count.
+        curve: evaluations (with fidelities their cost, see `paid`) and measure, (n, value) with ascending n; n = 0
+            (tables only) does not count.
         limit: what the measure has to come down to, in its units.
-        pace: gives the time.
+        pace: gives the time, and what one evaluation costs (1 without).
+        unit: of n, for people.
 
     Returns:
         The forecast; without a value if fewer than `_FEWEST` points are known or the measure shows no trend.
@@ -139,9 +156,9 @@ def forecast(curve: Sequence[tuple[int, float]], limit: float, pace: Pace | None
     z = np.log(np.maximum(list(last.values()), _LEAST))
     goal = math.log(max(limit, _LEAST))
     if len(z) and z[-1] <= goal:
-        return Forecast(0.0)
+        return Forecast(0.0, unit=unit)
     if len(z) < _FEWEST:
-        return Forecast(None, reason=f"{len(z)} measurements, {_FEWEST} are needed")
+        return Forecast(None, reason=f"{len(z)} measurements, {_FEWEST} are needed", unit=unit)
     rng = np.random.default_rng(0)
     laws = [_walk(t, z) for t in (n / n[-1], np.log(n / n[-1]) + 1.0)]
     evidence = np.array([law.evidence for law in laws])
@@ -152,12 +169,12 @@ def forecast(curve: Sequence[tuple[int, float]], limit: float, pace: Pace | None
         waits = law.passage(z[-1] - goal, count, rng)
         with np.errstate(over="ignore"):
             passages.append(n[-1] * (np.exp(waits) if power else 1 + waits))
-    more = np.concatenate(passages) - n[-1] + 1  # the goal has to hold twice
+    more = np.concatenate(passages) - n[-1] + (pace.each if pace else 1.0)  # the goal has to hold twice
     low, below, median, above, high = np.quantile(more, [0.025, 0.16, 0.5, 0.84, 0.975], method="inverted_cdf")
     if not above < _FARTHEST * n[-1]:
-        return Forecast(None, reason="the measure shows no clear trend")
+        return Forecast(None, reason="the measure shows no clear trend", unit=unit)
     seconds = None if pace is None else float(median / pace.throughput)
-    return Forecast(float(median), float(above - below) / 2, float(low), float(high), seconds)
+    return Forecast(float(median), float(above - below) / 2, float(low), float(high), seconds, unit=unit)
 
 
 @dataclass(frozen=True)

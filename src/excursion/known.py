@@ -66,6 +66,7 @@ class Known:
         outside: rows that lie outside the ranges, or that a constraint forbids; they are left out.
         empty: rows without any value; they are left out.
         missing: tasks that the table has no column for.
+        rows: the number of the row that each point is from, 1 being the first.
     """
 
     points: tuple[Mapping[str, float], ...]
@@ -73,6 +74,7 @@ class Known:
     outside: int
     empty: int
     missing: tuple[str, ...]
+    rows: tuple[int, ...]
 
 
 def known(problem: Problem, source: Source, fidelity: str = "", columns: Mapping[str, str] | None = None) -> Known:
@@ -121,7 +123,7 @@ def known(problem: Problem, source: Source, fidelity: str = "", columns: Mapping
         raise InvalidTable(
             f"{table.place}: some rows must lie in the space, {ranges}, got none of {len(table)}. Check the units"
         )
-    points, outcomes, empty = [], [], 0
+    points, outcomes, rows, empty = [], [], [], 0
     for row, point in enumerate(x):
         outcome = _outcome(table, problem, found, row)
         if outcome is None:
@@ -129,8 +131,9 @@ def known(problem: Problem, source: Source, fidelity: str = "", columns: Mapping
         elif inside[row]:
             points.append(point)
             outcomes.append(outcome)
+            rows.append(row + 1)
     outside = sum(not here for here in inside)
-    return Known(tuple(points), tuple(outcomes), outside, empty, missing)
+    return Known(tuple(points), tuple(outcomes), outside, empty, missing, tuple(rows))
 
 
 def answers(problem: Problem, source: Source) -> list[tuple[int, Outcome, Mapping[str, Any]]]:

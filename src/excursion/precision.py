@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -241,22 +241,33 @@ def _checked(goal: Precision, problem: Problem, where: str) -> Precision:
 # ------------------------------------------------------------------------------------------------- the measures
 
 
-def measure(goal: Precision, problem: Problem, posterior: Posterior) -> float:
+#: Weight of points u (n, d), (n,): the probability that an evaluation succeeds there. Nobody will ever know the rest.
+Weigh = Callable[[Tensor], Tensor]
+
+
+def measure(goal: Precision, problem: Problem, posterior: Posterior, weigh: Weigh | None = None) -> float:
     """What a belief says about a condition on a level set, in the units of its limit.
 
     Args:
         goal: the condition; not "improvement", which `campaign.improvement` gives.
         problem: with every transform settled (of a `Belief`).
         posterior: the belief.
+        weigh: weight of points; 1 by default.
     """
     match goal.measure:
         case "misclassified":
-            return misclassified(problem, posterior)[goal.task]
+            return misclassified(problem, posterior, weigh)[goal.task]
         case "ambiguous":
-            return ambiguous(problem, posterior, goal.credibility)[goal.task]
+            return ambiguous(problem, posterior, goal.credibility, weigh)[goal.task]
         case "width":
             return width(
-                problem, posterior, goal.parameter, goal.task, credibility=goal.credibility, relative=goal.relative
+                problem,
+                posterior,
+                goal.parameter,
+                goal.task,
+                credibility=goal.credibility,
+                relative=goal.relative,
+                weigh=weigh,
             )
     raise InvalidStrategy(f"goal: the measure must be one of a level set, got {goal.measure!r}. {_HOW}")
 
@@ -266,30 +277,43 @@ def _filling(problem: Problem, points: int) -> Tensor:
 
 
 @torch.no_grad()
-def misclassified(problem: Problem, posterior: Posterior, points: int = _POINTS) -> dict[str, float]:
+def misclassified(
+    problem: Problem, posterior: Posterior, weigh: Weigh | None = None, points: int = _POINTS
+) -> dict[str, float]:
     """Expected misclassified fraction of the allowed volume per task: the mean of min(p, 1-p), largest threshold."""
-    mean, variance = posterior.marginal(_filling(problem, points))
-    out = {}
+    u = _filling(problem, points)
+    mean, variance = posterior.marginal(u)
+    weight, out = _share(weigh, u), {}
     for i, task in enumerate(problem.tasks):
         p = levelset.excursion_probability(mean[i][:, None], variance[i][:, None], task.levels)
-        out[task.name] = float(levelset.misclassification(p).mean(0).max())
+        out[task.name] = float((weight @ levelset.misclassification(p)).max())
     return out
+
+
+def _share(weigh: Weigh | None, u: Tensor) -> Tensor:
+    """Of each point in a mean, (n,)."""
+    weight = torch.ones(len(u), dtype=u.dtype) if weigh is None else weigh(u)
+    return weight / weight.sum()
 
 
 @torch.no_grad()
 def ambiguous(
-    problem: Problem, posterior: Posterior, credibility: float = 0.95, points: int = _POINTS
+    problem: Problem,
+    posterior: Posterior,
+    credibility: float = 0.95,
+    weigh: Weigh | None = None,
+    points: int = _POINTS,
 ) -> dict[str, float]:
     """Fraction of the allowed volume per task whose class is not known at the credibility, largest threshold.
 
     That is where min(p, 1-p) > (1 - credibility)/2, the band between the quantiles' contours.
     """
-    mean, variance = posterior.marginal(_filling(problem, points))
-    reach = float(ndtri(0.5 + credibility / 2))
-    out = {}
+    u = _filling(problem, points)
+    mean, variance = posterior.marginal(u)
+    reach, weight, out = float(ndtri(0.5 + credibility / 2)), _share(weigh, u), {}
     for i, task in enumerate(problem.tasks):
-        u = levelset.standardised(mean[i][:, None], variance[i][:, None], task.levels)
-        out[task.name] = float((u.abs() < reach).double().mean(0).max())
+        lead = levelset.standardised(mean[i][:, None], variance[i][:, None], task.levels)
+        out[task.name] = float((weight @ (lead.abs() < reach).double()).max())
     return out
 
 
@@ -303,6 +327,7 @@ def width(
     credibility: float = 0.95,
     relative: bool = False,
     share: float = SHARE,
+    weigh: Weigh | None = None,
 ) -> float:
     """How far the contour {f = T} may lie from where it is drawn, along one parameter.
 
@@ -329,6 +354,7 @@ def width(
         credibility: c.
         relative: give the distance as a fraction of the parameter's value at the crossing drawn.
         share: the part of the contour that the result is for.
+        weigh: weight of points; 1 by default. A line counts as the point that it was laid through.
 
     Returns:
         The distance in the parameter's unit (or a fraction); 0 where the contour is nowhere in the space.
@@ -344,7 +370,7 @@ def width(
     widest = 0.0
     for level in problem.tasks[i].levels:
         near = levelset.ndtr(-levelset.standardised(mean[i], variance[i], level).abs())
-        cells, weight = _lines(_Scores(posterior, i, level, axis), space, pool, near)
+        cells, weight = _lines(_Scores(posterior, i, level, axis), space, pool, near, weigh)
         if distances := _distances(cells, space, reach, relative):
             found, crossings, lines = zip(*distances)
             widest = max(widest, _quantile(np.array(found), np.array(crossings) * weight[list(lines)].numpy(), share))
@@ -407,7 +433,9 @@ class _Cells:
     follows: Tensor
 
 
-def _lines(scores: _Scores, space: ParameterSpace, pool: Tensor, near: Tensor) -> tuple[_Cells, Tensor]:
+def _lines(
+    scores: _Scores, space: ParameterSpace, pool: Tensor, near: Tensor, weigh: Weigh | None
+) -> tuple[_Cells, Tensor]:
     """Lines through points of the pool where the belief is unsure, and their weights; see `width`.
 
     Args:
@@ -415,6 +443,7 @@ def _lines(scores: _Scores, space: ParameterSpace, pool: Tensor, near: Tensor) -
         space: the allowed region.
         pool: points (p, d) that fill it evenly.
         near: min(p, 1-p) there, (p,).
+        weigh: see `width`.
     """
     ticks = torch.linspace(0, 1, _TICKS if space.dim > 1 else _TICKS_1D, dtype=torch.float64)
     if space.dim == 1:
@@ -431,7 +460,7 @@ def _lines(scores: _Scores, space: ParameterSpace, pool: Tensor, near: Tensor) -
 
     along = torch.zeros(len(base), dtype=torch.float64)
     along.index_add_(0, cells.line, psi(_mean_chance(cells.a, cells.b)) * (cells.right - cells.left))
-    own = psi(near[index])
+    own = psi(near[index]) * (1.0 if weigh is None else weigh(base))
     return cells, torch.where(along > 0, share * own / along.clamp_min(1e-300), 0.0)
 
 

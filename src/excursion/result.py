@@ -14,12 +14,14 @@ import torch
 
 from . import levelset, uncertainty
 from .belief import believe, observations
-from .campaign import Campaign, Strategy, best_trial, one_sided
+from .campaign import Campaign, best_trial, one_sided
 from .contours import Contour, Slice, trace
 from .data import INFORMATIVE, Outcome, Trial
 from .errors import FitError, InvalidPoint, InvalidProblem, InvalidStrategy
 from .evaluators.python import Function
-from .problem import Problem, Task, TransformName
+from .fidelities import helps
+from .problem import Fidelity, Problem, Task, TransformName
+from .proposal import Strategy
 from .runner import run
 from .space import ParameterSpace
 from .store import Store
@@ -110,7 +112,7 @@ class Result:
             FitError: fewer than two trials hold values.
         """
         trials = campaign.trials
-        known = sum(t.state in INFORMATIVE for t in trials)
+        known = sum(t.state in INFORMATIVE and campaign.problem.level(t.fidelity) == 0 for t in trials)
         if known < 2:
             raise FitError(
                 f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {known} of "
@@ -127,8 +129,9 @@ class Result:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What is amiss: a sentence for each threshold that has values on one side only."""
-        return one_sided(self.problem, self.posterior, observations(self.problem, self.history))
+        """Sentences: on each threshold that has values on one side only, on what a cheaper fidelity does for a task."""
+        found = one_sided(self.problem, self.posterior, observations(self.problem, self.history))
+        return found + tuple(map(str, helps(self.problem, self.posterior, self.history)))
 
     def _unit(self, x: Any) -> torch.Tensor:
         space = self.problem.space
@@ -405,6 +408,7 @@ def find_level_set(
     constraints: Sequence[Any] = (),
     transform: str = "auto",
     goal: Any = None,
+    fidelities: Sequence[Fidelity] = (),
     strategy: Strategy | None = None,
     store: Store | str = "memory://",
     name: str = "level set",
@@ -432,6 +436,8 @@ def find_level_set(
         transform: "auto", "identity", "log", "asinh" or "log-tanh"; see `Transform`.
         goal: stop early when this stays reached: a number, the expected misclassified fraction of the volume, or a text
             such as "1 % ambiguous" or "within 10 GeV of m_chi", or several; see `run`.
+        fidelities: cheaper ways to evaluate, from cheap to dear, the last being the one whose level set is sought: the
+            function is told which one by an argument ``fidelity``, and the budget counts evaluations of the last.
         strategy: everything else; ``seed`` and ``design_size`` replace its own.
         store: where to keep the trials, "memory://", a file or a database URL. An existing campaign of the same name
             goes on.
@@ -452,7 +458,7 @@ def find_level_set(
     """
     thresholds = threshold if isinstance(threshold, Mapping) else {"f": threshold}
     tasks = tuple(Task(t, v, transform) for t, v in thresholds.items())  # type: ignore[arg-type]
-    problem = Problem(ParameterSpace.of(space, constraints), tasks)
+    problem = Problem(ParameterSpace.of(space, constraints), tasks, fidelities=tuple(fidelities))
     return _search(
         function, problem, budget=budget, batch=batch, seed=seed, design_size=design_size, goal=goal, strategy=strategy,
         store=store, name=name, workers=workers, executor=executor, progress=progress,

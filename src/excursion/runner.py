@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
@@ -22,7 +22,7 @@ import rich.live
 import rich.table
 
 from .campaign import UNCROSSED, Campaign, Status
-from .data import FINISHED, INFORMATIVE, Job, Outcome, Trial
+from .data import INFORMATIVE, Job, Outcome, Trial
 from .errors import (
     ExcursionError,
     InvalidOutcome,
@@ -32,7 +32,7 @@ from .errors import (
 )
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
-from .forecast import Forecast, evaluated, forecast, latest
+from .forecast import Forecast, forecast, latest, pace, paid, unit
 from .precision import Precision, parse
 
 #: A trial that was in flight when this many worker pools broke, alone the last time, is recorded as failed.
@@ -154,7 +154,7 @@ def run(
                 done, _ = wait(running, timeout=0.5 if display else None, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=lambda f: running[f].number):
                     trial = running.pop(future)
-                    outcome = _outcome(campaign, future)
+                    outcome = _outcome(campaign, trial, future)
                     if outcome is None:  # the pool broke while this was in flight; whose fault it was is not known
                         breaks[trial.number] = breaks.get(trial.number, 0) + 1
                         pool.renew()
@@ -204,7 +204,7 @@ class _Watch:
 
     def __init__(self, campaign: Campaign, goals: tuple[Precision, ...]) -> None:
         self.goals, self._campaign, self._below = goals, campaign, 0
-        self._curves: list[list[tuple[int, float]]] = [[] for _ in goals]
+        self._curves: list[list[tuple[float, float]]] = [[] for _ in goals]
 
     def reached(self, trials: Sequence[Trial]) -> bool:
         """Whether the goal holds at two asks in a row, this being one.
@@ -215,7 +215,7 @@ class _Watch:
             return False
         status = self._campaign.status(self.goals)
         for curve, reading in zip(self._curves, status.readings):
-            curve.append((evaluated(trials), reading.value))
+            curve.append((paid(self._campaign.problem, trials), reading.value))
         patience = 1 if all(status.crossed.values()) else UNCROSSED
         enough = sum(t.state in INFORMATIVE for t in trials) >= patience * self._campaign.strategy.design(
             self._campaign.problem.space.dim
@@ -227,7 +227,11 @@ class _Watch:
         """How many more evaluations the goal may need, from the asks of this run; None without a goal."""
         if not self.goals:
             return None
-        return latest(forecast(curve, goal.limit) for curve, goal in zip(self._curves, self.goals))
+        problem = self._campaign.problem
+        now, what = pace(problem, self._campaign.trials), unit(problem)
+        # Without a time: the line says how long is left of the budget.
+        found = latest(forecast(curve, goal.limit, now, what) for curve, goal in zip(self._curves, self.goals))
+        return replace(found, seconds=None)
 
 
 def _owner() -> str:
@@ -268,14 +272,23 @@ def _give_up(campaign: Campaign, numbers: set[int]) -> None:
                 campaign.store.finish(campaign.name, number, Outcome.failed(reason))
 
 
-def _outcome(campaign: Campaign, future: Future) -> Outcome | None:
-    """What came back, checked against the problem; None if the pool broke."""
+def _outcome(campaign: Campaign, trial: Trial, future: Future) -> Outcome | None:
+    """What came back, checked against the problem and what is known; None if the pool broke.
+
+    What cannot be told is a failure that keeps what came back in its `info`.
+    """
+    found: Outcome | None = None
     try:
-        return campaign.problem.check(future.result())
+        found = future.result()
+        return campaign.checked(trial.number, found)
     except BrokenExecutor:
         return None
     except InvalidOutcome as error:
-        return Outcome.failed(str(error))
+        if found is None:
+            return Outcome.failed(str(error))
+        refused = {"values": found.values, "variances": found.variances, "bounds": found.bounds}
+        info = {**found.info, "refused": {k: v for k, v in refused.items() if v}}
+        return Outcome(error=str(error), info=info)
     except ExcursionError:
         raise
     except Exception as error:  # the executor's own trouble (pickling, a lost node): recorded, not lost
@@ -348,7 +361,7 @@ class _Display:
         self._campaign, self._budget, self._watch, self._live = campaign, budget, watch, live
         self._start = self._said = time.monotonic()
         self._known, self._left = -1, "?"
-        self._before = sum(t.state in FINISHED for t in campaign.trials)
+        self._before = self._paid = paid(campaign.problem, campaign.trials)
 
     def show(self, evaluations: int, failed: int, running: Any) -> None:
         """Update the figures; the belief is refitted only when something has been told."""
@@ -358,6 +371,7 @@ class _Display:
         if evaluations != self._known:
             self._known = evaluations
             status = self._campaign.status(self._watch.goals)
+            self._paid = status.spent
             left = status.uncertainty
             self._left = f"{status.measure} " + (f"{100 * max(left.values()):.2f} %" if left else "(design)")
             if status.readings:
@@ -365,11 +379,11 @@ class _Display:
             if (found := self._watch.forecast()) is not None:
                 self._left += f" | {found}"
         seconds = (now - self._start) / evaluations if evaluations else math.nan
-        done = self._before + evaluations
-        eta = (self._budget - done) * seconds
+        paid_here = self._paid - self._before
+        eta = (self._budget - self._paid) * (now - self._start) / paid_here if paid_here > 0 else math.nan
         line = (
-            f"{done}/{self._budget} evaluated, {failed} failed, {len(running)} running | {self._left} | "
-            f"{seconds:.1f} s/point | {_clock(eta)} left"
+            f"{round(self._paid, 2):g}/{self._budget} evaluated, {failed} failed, {len(running)} running | "
+            f"{self._left} | {seconds:.1f} s/point | {_clock(eta)} left"
         )
         self._said = now
         if self._live is not None:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from .belief import believe
-from .campaign import Strategy, propose
 from .constraint import Constraint
 from .data import Outcome, Trial
 from .errors import InvalidOutcome, InvalidStrategy, InvalidTable
 from .known import read_table
 from .problem import Problem, Task
+from .proposal import Strategy, propose
 from .space import Parameter, ParameterSpace
 from .threads import one_thread
 

@@ -26,13 +26,14 @@ import yaml
 
 from . import precision
 from .acquisition import CRITERIA, Search
-from .campaign import Campaign, Strategy
+from .campaign import Campaign
 from .data import Outcome, Trial
 from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec, read_text
 from .evaluators import Evaluator
 from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
 from .problem import Fidelity, Goal, Problem, Task, TransformName
+from .proposal import Strategy
 from .result import table
 from .runner import Report, run
 from .space import Parameter, ParameterSpace

@@ -184,7 +184,7 @@ def fit(u: np.ndarray, y: np.ndarray) -> Viability:
     if len(y) > FEW:
         telling = np.arange(len(y))
         if len(y) > MOST:
-            first = _mixture(found)(torch.from_numpy(u)).numpy()
+            first = _mixture(found)(torch.tensor(u)).numpy()
             unsure = np.argsort(np.abs(first - 0.5), kind="stable")[: MOST // 2]
             rest = np.setdiff1d(telling, unsure)
             telling = np.sort(np.concatenate([unsure, rest[_evenly(len(rest), MOST - len(unsure))]]))

@@ -592,7 +592,8 @@ def plot_convergence(
         FitError: fewer than three trials hold values.
     """
     done = sorted((t for t in result.history if t.told is not None), key=lambda t: t.told or 0)
-    useful = [j + 1 for j, t in enumerate(done) if t.state in INFORMATIVE]
+    dear = [t.state in INFORMATIVE and result.problem.level(t.fidelity) == 0 for t in done]
+    useful = [j + 1 for j, own in enumerate(dear) if own]
     if len(useful) < 3:
         raise FitError(
             f"plot_convergence: needs at least 3 trials with values, got {len(useful)}. Evaluate more points"

@@ -203,7 +203,9 @@ def standing(campaign: Campaign, goal: Any = None) -> dict[str, Any]:
         goal: see `Campaign.goals`; by default the one kept with its description.
 
     Returns:
-        "counts" (state -> trials), "expected_misclassified" (task -> fraction of the allowed volume, None while the
+        "counts" (state -> trials), "finished", "spent" (cost of the finished ones, as a budget counts it), "fidelities"
+        (fidelity -> finished trials), "cheaper" (for each task what the cheaper fidelity does, see `fidelities.Help`),
+        "expected_misclassified" (task -> fraction of the allowed volume, None while the
         design runs), "crossed" (task -> whether values on both sides are known), "notes" (sentences on thresholds with
         values on one side only), "seconds_per_point" (mean from claim to outcome, None if nothing was evaluated),
         "failures" (the last three, latest first), "budget" (or None). For an optimum, instead of the second and the
@@ -223,9 +225,12 @@ def standing(campaign: Campaign, goal: Any = None) -> dict[str, Any]:
         "campaign": campaign.name,
         "counts": dict(sorted(status.counts.items())),
         "finished": sum(t.state in FINISHED for t in trials),
+        "spent": status.spent,
+        "fidelities": dict(status.fidelities),
         "budget": (campaign.extra.get("run") or {}).get("budget"),
         **(_optimum(campaign.problem, status, left) if campaign.problem.sign else _level_set(status, left)),
         **({"goals": _conditions(goals, status), "forecast": ahead and asdict(ahead)} if goals else {}),
+        "cheaper": [asdict(h) | {"text": str(h)} for h in status.cheaper],
         "notes": list(status.notes),
         "seconds_per_point": sum(seconds) / len(seconds) if seconds else None,
         "failures": [
@@ -258,7 +263,13 @@ def standing_lines(found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     counts = ", ".join(f"{n} {state}" for state, n in found["counts"].items()) or "no trials"
     of = f" of {found['budget']}" if found["budget"] else ""
-    lines = [f"{found['campaign']}: {found['finished']}{of} finished ({counts})"]
+    if found["fidelities"]:
+        each = ", ".join(f"{name} {n}" for name, n in found["fidelities"].items())
+        what = f"{each} (cost {found['spent']:.1f}{of})"
+    else:
+        tables = found["finished"] - round(found["spent"])
+        what = f"{found['spent']:.0f}{of} finished" + (f" and {tables} from tables" if tables else "")
+    lines = [f"{found['campaign']}: {what} ({counts})"]
     unknown = "not known before the design is complete"
     for task, left in found.get("expected_misclassified", {}).items():
         crossed = "threshold crossed" if found["crossed"][task] else "threshold not crossed yet"

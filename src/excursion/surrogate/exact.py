@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -115,11 +115,40 @@ class _Source:
     below: bool
     values: Tensor | None = None
     variances: Tensor | None = None
+    # All explanations of f look at their common source at the same points.
+    _looks: list[tuple[Tensor, _Look]] = field(default_factory=list, compare=False)
 
-    def view(self, u: Tensor, level: Tensor) -> View:
-        """Of the source at u (n, d), levels (n,) of f: at level 0 the source's own value, else that of the level."""
+    def look(self, u: Tensor, d: int) -> _Look:
+        """At u (n, d or d + 1), levels being those of f: at level 0 the source's own value, else that of the level."""
+        for at, look in self._looks:
+            if at is u:
+                return look
+        place, level = u[:, :d], u[:, d:]
         own = (level - 1).clamp_min(0) if self.below else level
-        return self.belief.view(torch.cat([u, own[:, None]], 1) if own.any() else u)
+        view = self.belief.view(torch.cat([place, own], 1) if own.any() else place)
+        self._looks[:] = [(u, _Look(view)), *self._looks[: _LOOKS - 1]]
+        return self._looks[0][1]
+
+
+#: So many looks at a source are kept, and covariances of each: that at the data and that at what is asked for.
+_LOOKS = 2
+
+
+@dataclass(frozen=True, repr=False)
+class _Look:
+    """A view of a source, with its latest covariances."""
+
+    view: View
+    _covariances: list[tuple[_Look, Tensor]] = field(default_factory=list, compare=False)
+
+    def covariance(self, other: _Look) -> Tensor:
+        """With another look, (n, m)."""
+        for known, covariance in self._covariances:
+            if known is other:
+                return covariance
+        covariance = self.view.covariance(other.view)[0]
+        self._covariances[:] = [(other, covariance), *self._covariances[: _LOOKS - 1]]
+        return covariance
 
 
 @dataclass(frozen=True)
@@ -134,6 +163,29 @@ class _Link:
     prior: float
     variance: float
     weight: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a task's observations are foretold, each from all others, with and without the cheaper fidelity.
+
+    Of the best explanation of each kind; of up to `FEW` observations, those that tell most about the thresholds, bounds
+    left out. Pairs are (with, without).
+
+    Attributes:
+        error: root mean square of mean minus value, on the transformed scale.
+        density: mean log predictive density of a value.
+        count: how many observations.
+        weight: that the belief gives to explanations that follow the cheaper fidelity.
+
+    References:
+        Rasmussen and Williams (2006), eqs. 5.10 to 5.12; see `Evidence.held_out`.
+    """
+
+    error: tuple[float, float]
+    density: tuple[float, float]
+    count: int
+    weight: float = 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,6 +216,7 @@ class _Process(Posterior):
     link: _Link | None = None
     columns: tuple[int, ...] | None = None  # the parameters that f depends on
     rows: int = 0  # so many of the points are those of the fit; later ones are of `condition`
+    held_out: HeldOut | None = None  # of the whole fit, where there is a cheaper fidelity
 
     def marginal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         view = self.view(u)
@@ -176,26 +229,31 @@ class _Process(Posterior):
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         return self.view(a).covariance(self.view(b))
 
+    def _base(self, u: Tensor) -> Tensor:
+        """Mean (n,) at u (n, d) where the source is `shift`."""
+        return self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
+
     def prior(self, u: Tensor) -> _Prior:
         """What is believed at u before values of f itself are known."""
         d = self.kernel.metric.shape[1]
         level = u[:, d] if u.shape[1] > d else u.new_zeros(len(u))
         link = self.link or _Link(0.0, 0.0, 0.0)
-        u, own, pull = u[:, :d], (level == 0).to(u.dtype), torch.where(level == 0, link.weight, 1.0)
-        mean = self.shift + self.scale * (_basis(_part(u, self.columns), self.mean) @ self.beta)
+        at, u = u, u[:, :d]
+        own, pull = (level == 0).to(u.dtype), torch.where(level == 0, link.weight, 1.0)
+        mean = self._base(u)
         variance = (self.scale**2 * self.kernel.amplitude).expand(len(u))
         noise = (self.scale**2 * (self.nugget + self.known)).expand(len(u))
         if not own.all() and self.source is None:
             raise ShapeError(f"posterior: must have a cheaper fidelity for levels above 0, got {level.max():g}")
         if self.source is None or (self.link is None and own.all()):
             return _Prior(mean, variance, noise, self, u, own, pull, torch.zeros_like(own), None)
-        below = self.source.view(u, level)
-        excess = own * (below.mean[0] - self.shift)
+        below = self.source.look(at, d)
+        excess = own * (below.view.mean[0] - self.shift)
         lever = math.sqrt(link.variance) * excess / self.scale
         return _Prior(
-            torch.where(level == 0, mean + link.prior * excess, below.mean[0]),
-            own * variance + pull**2 * below.variance[0] + (self.scale * lever) ** 2,
-            torch.where(level == 0, noise, below.noise[0]),
+            torch.where(level == 0, mean + link.prior * excess, below.view.mean[0]),
+            own * variance + pull**2 * below.view.variance[0] + (self.scale * lever) ** 2,
+            torch.where(level == 0, noise, below.view.noise[0]),
             self,
             u,
             own,
@@ -212,12 +270,9 @@ class _Process(Posterior):
         # What the same evaluation gave for the source is known, and tells nothing about it elsewhere.
         values = torch.cat([self.source.values, self.u.new_full((len(self.u) - self.rows,), math.nan)])
         same, excess = values.isfinite(), values - self.shift
-        base = self.shift + self.scale * (
-            _basis(_part(self.u[:, : len(self.kernel.metric.T)], self.columns), self.mean) @ self.beta
-        )
         return replace(
             prior,
-            mean=torch.where(same, base + self.link.prior * excess, prior.mean),
+            mean=torch.where(same, self._base(prior.u) + self.link.prior * excess, prior.mean),
             pull=torch.where(same, 0.0, prior.pull),
             lever=torch.where(same, math.sqrt(self.link.variance) * excess / self.scale, prior.lever),
         )
@@ -257,7 +312,8 @@ class _Process(Posterior):
                 "nugget": float(self.scale * self.nugget.sqrt()),
                 "mean": (self.shift + self.scale * self.beta[0]).item(),
             }
-            | ({} if self.source is None else {"follows": self.link.weight if self.link else 0.0}),
+            | ({} if self.source is None else {"follows": self.link.weight if self.link else 0.0})
+            | ({} if self.held_out is None else {"held_out": asdict(self.held_out)}),
         )
 
 
@@ -277,7 +333,7 @@ class _Prior:
     own: Tensor
     pull: Tensor
     lever: Tensor
-    below: View | None
+    below: _Look | None
 
     def covariance(self, other: _Prior) -> Tensor:
         """Prior covariance in standardised units, (n, m)."""
@@ -286,7 +342,7 @@ class _Prior:
             out.mul_(self.own[:, None]).mul_(other.own)
         if self.below is not None and other.below is not None:
             pull = self.pull[:, None] / self.process.scale**2
-            out.addcmul_(self.below.covariance(other.below)[0] * pull, other.pull.expand_as(out))
+            out.addcmul_(self.below.covariance(other.below) * pull, other.pull.expand_as(out))
             out.addr_(self.lever, other.lever)
         return out
 
@@ -371,7 +427,7 @@ class GaussianProcess(Surrogate):
     @torch.no_grad()
     def fit_task(self, data: Observations, sources: tuple[_Source, ...] = ()) -> Posterior:
         """The belief about the one task of the data."""
-        scaled, thresholds, found = self._sought(data, sources)
+        scaled, thresholds, found, held_out = self._sought(data, sources)
         y, known, side = scaled.y, scaled.noise, data.side[:, 0]
         exact = side == 0
         if not exact.all():
@@ -388,18 +444,21 @@ class GaussianProcess(Surrogate):
             found = scaled.drawn(found)
         parts = tuple(scaled.process(e, typical) for e in found)
         weights = np.exp(np.array([e.weight for e in found]))
+        if held_out is not None:
+            share = sum(w for w, p in zip(weights, parts) if p.link and p.source and p.source.below) / weights.sum()
+            parts = tuple(replace(p, held_out=replace(held_out, weight=float(share))) for p in parts)
         return parts[0] if len(parts) == 1 else Mixture(parts, torch.from_numpy(weights / weights.sum()))
 
     @torch.no_grad()
     def score_task(self, data: Observations, sources: tuple[_Source, ...] = ()) -> float:
         """One of `scores`, from the same arguments as `fit_task`; no belief is made."""
-        scaled, _, found = self._sought(data, sources)
+        scaled, _, found, _ = self._sought(data, sources)
         return found[0].score - DENSITY * float((data.side == 0).sum() * scaled.scale.log())
 
     def _sought(
         self, data: Observations, sources: tuple[_Source, ...]
-    ) -> tuple[_Standardised, np.ndarray, list[_Explanation]]:
-        """Standardised observations and thresholds (k,), and what explains them."""
+    ) -> tuple[_Standardised, np.ndarray, list[_Explanation], HeldOut | None]:
+        """Standardised observations and thresholds (k,), what explains them, and what a cheaper fidelity does."""
         z, side = data.z[:, 0], data.side[:, 0]
         shift = z.mean()
         spread = (z - shift).abs().max()
@@ -427,9 +486,11 @@ class GaussianProcess(Surrogate):
             data.columns,
         )
         with one_thread(SOME):  # the search sees no more rows than that
-            return scaled, thresholds, self._explanations(scaled, thresholds, side.numpy())
+            return scaled, thresholds, *self._explanations(scaled, thresholds, side.numpy())
 
-    def _explanations(self, data: _Standardised, levels: np.ndarray, side: np.ndarray) -> list[_Explanation]:
+    def _explanations(
+        self, data: _Standardised, levels: np.ndarray, side: np.ndarray
+    ) -> tuple[list[_Explanation], HeldOut | None]:
         """Maxima of the posterior of all kernels and metrics, best first; only the best unless `average`.
 
         The score is sum_i ln P(class of i | all others) over observations and thresholds, plus `DENSITY` times the log
@@ -460,6 +521,7 @@ class GaussianProcess(Surrogate):
                 first = first or new
                 found += new
         found.sort(key=lambda e: -e.score)
+        held_out = data.held_out(found, few, side)
         if len(some) > len(few):
             followed = []
             for e in found[:3]:
@@ -468,11 +530,11 @@ class GaussianProcess(Surrogate):
                 followed.append(_Explanation(e.name, theta, value, e.follows).scored(evidence, levels, side[some]))
             found = sorted(followed, key=lambda e: -e.score)
         if not self.average or len(data.y) >= AVERAGED * d:
-            return found[:1]
+            return found[:1], held_out
         # Held-out classes are correlated: their product would trust the winner too much.
         flat = TEMPER if len(levels) else 1 / DENSITY
         found = [replace(e, weight=flat * (e.score - found[0].score)) for e in found]
-        return [e for e in found[:MOST] if e.weight > math.log(LEAST)]
+        return [e for e in found[:MOST] if e.weight > math.log(LEAST)], held_out
 
 
 #: Weight of the log posterior beside the log probability of held-out classes.
@@ -562,7 +624,7 @@ class _Told:
 
     @classmethod
     def by(cls, source: _Source, u: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> _Told:
-        view = source.view(u, torch.zeros(len(u), dtype=u.dtype))
+        view = source.look(u, u.shape[1]).view
         mean, covariance, common = (view.mean[0] - shift) / scale, view.covariance(view)[0] / scale**2, 0 * y
         if source.values is not None and source.variances is not None:
             same = source.values.isfinite()
@@ -620,6 +682,25 @@ class _Standardised:
         if told:
             arrays += [told.offset[index].numpy(), told.extra[index][:, index].numpy()]
         return Evidence(kernel, *arrays)
+
+    def held_out(self, found: list[_Explanation], index: np.ndarray, side: np.ndarray) -> HeldOut | None:
+        """What the cheaper fidelity does for these observations, from explanations, best first; None if there is none.
+
+        ``side`` is that of all observations, (n,).
+        """
+        exact = side[index] == 0
+        below = [e.follows is not None and self.told[e.follows].source.below for e in found]
+        if not any(below) or not exact.any():
+            return None
+        errors, densities = [], []
+        for kind in (True, False):
+            best = found[below.index(kind)]
+            evidence = self.evidence(best.name, index, best.follows)
+            mean, variance = (a[exact] for a in evidence.held_out(best.theta))
+            off, log_scale = evidence.y[exact] - mean, float(self.scale.log())
+            errors.append(float(self.scale) * math.sqrt(np.square(off).mean()))
+            densities.append(-0.5 * float((np.log(2 * math.pi * variance) + off**2 / variance).mean()) - log_scale)
+        return HeldOut((errors[0], errors[1]), (densities[0], densities[1]), int(exact.sum()))
 
     def noise_beside(self, told: _Told | None) -> Tensor:
         """Known variances that are left when the noise that is common with a source is taken away, (n,)."""
@@ -769,15 +850,11 @@ def _remembered(work: Callable[..., Any], recipe: GaussianProcess, key: _Key) ->
         torch.frombuffer(bytearray(b), dtype=torch.float64) if b else torch.zeros(0).double() for b in data
     )
     z, variance, side = (a.reshape(n, 1) for a in (z, variance, side))
-    told = tuple(
-        _Source(
-            _remembered(GaussianProcess.fit_task, recipe, other),
-            below,
-            *(torch.frombuffer(bytearray(b), dtype=torch.float64) if b else None for b in same),
-        )
-        for other, below, *same in sources
-    )
-    return work(recipe, Observations(u.reshape(n, -1), z, variance, side, (levels,), columns=columns), told)
+    told = []
+    for other, below, *same in sources:
+        values, known = (torch.frombuffer(bytearray(b), dtype=torch.float64) if b else None for b in same)
+        told.append(_Source(_remembered(GaussianProcess.fit_task, recipe, other), below, values, known))
+    return work(recipe, Observations(u.reshape(n, -1), z, variance, side, (levels,), columns=columns), tuple(told))
 
 
 def _profile(

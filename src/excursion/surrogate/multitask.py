@@ -8,6 +8,10 @@ Where all tasks are known at all n points, with a noise D_i that is the same at 
 is B (x) K + D (x) I. With the eigenvalues b_i of D^-1/2 B D^-1/2 and k_a of K those of the whitened data are
 b_i k_a + 1: O(n^3 + t^3) work in place of O(n^3 t^3), exactly the same numbers.
 
+A task at a cheaper fidelity is one more output of the same model (Bonilla et al.'s matrix over pairs of both): with L
+fidelities B is (L t, L t), output l t + i being task i at level l. Each evaluation gives the outputs of its own level;
+those of the others are missing values.
+
 References:
     Goovaerts, Geostatistics for Natural Resources Evaluation (1997), section 4.2: both models of coregionalisation.
     Bonilla, Chai and Williams, Multi-task Gaussian Process Prediction, NeurIPS 20 (2007), eqs. 1, 2; section 2.1.
@@ -31,12 +35,13 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from ..errors import FitError, InvalidStrategy
+from ..errors import FitError, InvalidStrategy, ShapeError
 from ..threads import one_thread
 from . import Observations, Posterior, Surrogate, View
 from .censored import censored_sites
 from .evidence import NUGGET_PRIOR, RIDGE, STARTS, covariances, lengthscale_prior
-from .exact import Kernel, telling
+from .exact import CHEAP, Kernel, telling
+from .joined import same_width
 from .linalg import bordered, cholesky, solve
 
 #: Names of the correlations.
@@ -47,6 +52,12 @@ WEIGHT_PRIOR = 3.0
 OWN_PRIOR = (math.log(1e-2), 3.0)
 #: Maxima are sought with about so many values, and followed with so many; on a complete table with so many points.
 FEW, SOME, FEW_POINTS, SOME_POINTS = 256, 600, 64, 256
+#: Of cheaper fidelities so many values are used in all, those that tell most about the thresholds; `CHEAP` per task.
+CHEAPER = 2000
+#: With cheaper fidelities the covariance is dense: so many values of all fidelities and tasks at most.
+DENSE = 6000
+#: Correlation of a task with itself at another fidelity where the search begins.
+_ALIKE = 0.9
 _SCALE, _WEIGHT, _OWN = (math.log(5e-3), math.log(1e3)), (-100.0, 100.0), (math.log(1e-6), math.log(1e4))
 _NUGGET = (math.log(1e-9), 0.0)
 
@@ -92,11 +103,12 @@ class JointEvidence:
         latent: number of correlations, q.
         u: points, (n, d).
         basis: of the mean, (n, b); each task has its own coefficients.
-        tasks: number of tasks, t.
+        tasks: number of outputs, t.
         task, point: of each value, (N,), ascending by task and then by point.
         y: standardised values, (N,).
         noise: known variances, (N,).
         nuggets: 1 where the nugget adds to the noise, 0 where a value stands for a censored one, (N,).
+        fidelities: L; outputs l t / L, l t / L + 1, ... are the tasks at level l.
     """
 
     kernel: str
@@ -109,6 +121,7 @@ class JointEvidence:
     y: np.ndarray
     noise: np.ndarray
     nuggets: np.ndarray
+    fidelities: int = 1
 
     @functools.cached_property
     def whole(self) -> bool:
@@ -197,12 +210,16 @@ class JointEvidence:
     def first_guesses(self, rank: int, count: int) -> list[np.ndarray]:
         """Starts: those of `evidence.STARTS`, with B from the correlation of the values where tasks are known together.
 
-        Length scales of further correlations are three times shorter each.
+        Points of several fidelities are not the same: a task begins almost like itself at another level. Length scales
+        of further correlations are three times shorter each.
         """
         n, d, t = len(self.u), self.u.shape[1], self.tasks
         y, known = np.zeros((t, n)), np.zeros((t, n))
         y[self.task, self.point], known[self.task, self.point] = self.y, 1.0
-        together = (y @ y.T) / np.maximum(known @ known.T, 1.0)
+        levels = self.fidelities
+        both, counts = (np.einsum("lin,ljn->ij", a, a) for a in (b.reshape(levels, t // levels, n) for b in (y, known)))
+        alike = np.where(np.eye(levels, dtype=bool), 1.0, _ALIKE)
+        together = np.kron(alike, both / np.maximum(counts, 1.0))
         values, vectors = np.linalg.eigh(together)
         weights = vectors[:, ::-1][:, :rank] * np.sqrt(np.maximum(values[::-1][:rank], 1e-3))
         own = np.maximum(together.diagonal() - (weights**2).sum(1), 0.05)
@@ -306,7 +323,10 @@ def by_rows(basis: np.ndarray, task: np.ndarray, t: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Model:
-    """All tasks before any observation: z_i = shift_i + scale_i (basis @ beta_i + f_i)."""
+    """All outputs before any observation: z_i = shift_i + scale_i (basis @ beta_i + f_i).
+
+    Points come with `outputs`, what is asked of each: (n, t), or (1, t) where it is the same at all.
+    """
 
     kernels: tuple[Kernel, ...]
     b: Tensor  # (q, t, t), standardised
@@ -315,19 +335,49 @@ class _Model:
     shift: Tensor
     scale: Tensor
     nugget: Tensor
-    known: Tensor  # typical known variance of an observation, standardised, (t,)
+    known: Tensor  # typical known variance of an observation, standardised, (L t,)
+    fidelities: int  # L
 
-    def expected(self, u: Tensor) -> Tensor:
+    @property
+    def tasks(self) -> int:
+        return len(self.shift) // self.fidelities
+
+    def places(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (n, d) and outputs of points that may have one more column, the level.
+
+        Raises:
+            ShapeError: a level that does not exist.
+        """
+        d, first = self.kernels[0].metric.shape[1], torch.arange(self.tasks)[None]
+        level = u[:, d:]
+        if not level.any():
+            return u[:, :d], first
+        if not bool(torch.isin(level, torch.arange(self.fidelities)).all()):
+            raise ShapeError(
+                f"posterior: must have a cheaper fidelity for levels above 0, got {level.max():g} with "
+                f"{self.fidelities} fidelities"
+            )
+        if (level == level[0]).all():
+            level = level[:1]
+        return u[:, :d], first + self.tasks * level.long()
+
+    def expected(self, u: Tensor, outputs: Tensor) -> Tensor:
         """Standardised, (t, n)."""
-        return self.beta @ _basis(u, self.mean).T
+        return torch.einsum("nib,nb->in", self.beta[outputs].expand(len(u), -1, -1), _basis(u, self.mean))
 
     def correlations(self, a: Tensor, b: Tensor) -> Tensor:
         """k_q(a, b), (q, n, m)."""
         return torch.stack([k(a, b) for k in self.kernels])
 
-    def across(self, a: Tensor, b: Tensor) -> Tensor:
-        """Covariance of all tasks at a with all tasks at b, (n, t, m, t)."""
-        return torch.einsum("qij,qab->aibj", self.b, self.correlations(a, b))
+    def across(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+        """Covariance of what is asked at a with what is asked at b, (n, t, m, t)."""
+        pairs = self.b[:, a[1][:, :, None, None], b[1]]
+        return (pairs * self.correlations(a[0], b[0])[:, :, None, :, None]).sum(0)
+
+    def within(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+        """The same of each task with itself, (t, n, m)."""
+        pairs = self.b[:, a[1].T[:, :, None], b[1].T[:, None, :]]
+        return (pairs * self.correlations(a[0], b[0])[:, None]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -340,12 +390,12 @@ class _Rows:
     factor: Tensor
     white: Tensor
 
-    def project(self, model: _Model, u: Tensor) -> Tensor:
-        """L^-1 times the covariance of the values with all tasks at u, (N, m, t)."""
+    def project(self, model: _Model, u: Tensor, outputs: Tensor) -> Tensor:
+        """L^-1 times the covariance of the values with what is asked at u, (N, m, t)."""
         k = model.correlations(self.u, u)
         prior = sum(
-            (b[self.task][:, None] * each[self.point][..., None] for b, each in zip(model.b, k)),
-            torch.zeros(len(self.task), len(u), len(model.shift), dtype=u.dtype),
+            (b[self.task][:, outputs] * each[self.point][..., None] for b, each in zip(model.b, k)),
+            torch.zeros(len(self.task), len(u), model.tasks, dtype=u.dtype),
         )
         return solve(self.factor, prior.reshape(len(prior), -1)).reshape(prior.shape)
 
@@ -368,7 +418,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Whole:
-    """All tasks at all points: the eigenvectors of K, and what remains per task and eigenvalue.
+    """All tasks at all points, of one fidelity: the eigenvectors of K, and what remains per task and eigenvalue.
 
     Attributes:
         u: points, (n, d).
@@ -382,7 +432,7 @@ class _Whole:
     shrink: Tensor
     coefficients: Tensor
 
-    def project(self, model: _Model, u: Tensor) -> Tensor:
+    def project(self, model: _Model, u: Tensor, outputs: Tensor) -> Tensor:
         """The correlation with the points, in the eigenvectors, (n, m)."""
         return self.vectors.T @ model.kernels[0](self.u, u)
 
@@ -412,7 +462,7 @@ class _Joint(Posterior):
     """All tasks after the observations of the fit (`seen`) and later ones of all tasks.
 
     Attributes:
-        later: where the later ones were made, (m, d).
+        later: where the later ones were made, (m, d), or (m, d + 1) with their levels.
         factor: L of L L^T = their covariance given `seen`, noise included, by points and then tasks, (m t, m t).
         white: L^-1 (z - mean given `seen`), standardised, (m t,).
     """
@@ -438,53 +488,66 @@ class _Joint(Posterior):
         return self.view(a).covariance(self.view(b))
 
     @functools.cached_property
+    def _later(self) -> tuple[Tensor, Tensor]:
+        return self.model.places(self.later)
+
+    @functools.cached_property
     def _projected(self) -> Tensor:
-        return self.seen.project(self.model, self.later)
+        return self.seen.project(self.model, *self._later)
 
     def view(self, u: Tensor) -> _JointView:
         """See `Posterior`."""
-        model, t = self.model, len(self.model.shift)
-        v = self.seen.project(model, u)
-        before = model.across(self.later, u) - self.seen.across(self._projected, v)
-        gain = solve(self.factor, before.reshape(len(self.white), len(u) * t)).reshape(len(self.white), len(u), t)
-        mean = model.expected(u) + self.seen.mean(v) + torch.einsum("nmt,n->tm", gain, self.white)
-        prior = model.b.sum(0).diagonal()[:, None]
+        model, at = self.model, self.model.places(u)
+        v = self.seen.project(model, *at)
+        before = model.across(self._later, at) - self.seen.across(self._projected, v)
+        size = len(self.white)
+        gain = solve(self.factor, before.reshape(size, len(u) * model.tasks)).reshape(size, len(u), model.tasks)
+        mean = model.expected(*at) + self.seen.mean(v) + torch.einsum("nmt,n->tm", gain, self.white)
+        prior, shift, scale, noise = (
+            a[at[1]].T for a in (model.b.sum(0).diagonal(), model.shift, model.scale, self._noise)
+        )
         variance = torch.maximum(prior - self.seen.known(v) - gain.square().sum(0).T, 1e-14 * prior)
-        mean, variance = model.shift[:, None] + model.scale[:, None] * mean, model.scale.square()[:, None] * variance
-        noise = self.noise[:, None].expand_as(mean)
-        return _JointView(mean, variance, noise, self, u, v, gain)
+        return _JointView(
+            shift + scale * mean, scale.square() * variance, noise.expand_as(mean), self, *at, scale, v, gain
+        )
 
     def _across(self, a: _JointView, b: _JointView) -> Tensor:
         """Covariance of all tasks at a with all tasks at b, standardised, (n, t, m, t)."""
         later = (a.gain.flatten(1).T @ b.gain.flatten(1)).reshape(*a.gain.shape[1:], *b.gain.shape[1:])
-        return self.model.across(a.u, b.u) - self.seen.across(a.v, b.v) - later
+        return self.model.across((a.u, a.outputs), (b.u, b.outputs)) - self.seen.across(a.v, b.v) - later
+
+    @property
+    def _noise(self) -> Tensor:
+        return self.model.scale.square() * (self.model.nugget + self.model.known)
 
     @property
     def noise(self) -> Tensor:
         """See `Posterior`."""
-        return self.model.scale.square() * (self.model.nugget + self.model.known)
+        return self._noise[: self.model.tasks]
 
     def condition(self, u: Tensor, z: Tensor | None = None, variance: Tensor | None = None) -> Posterior:
         """See `Posterior`; each observation is one of all tasks."""
-        model, size = self.model, len(u) * len(self.model.shift)
-        noise = (self.noise.expand(len(u), -1) if variance is None else variance) / model.scale.square()
         view = self.view(u)
+        size, scale = view.mean.numel(), view.scale.T
+        noise = (view.noise.T if variance is None else variance) / scale.square()
         corner = cholesky(self._across(view, view).reshape(size, size) + torch.diag(noise.flatten()))
         if z is None:
             white = torch.zeros(size, dtype=u.dtype)  # what is seen is what was expected
         else:
-            white = solve(corner, ((z - view.mean.T) / model.scale).reshape(size, 1))[:, 0]
+            white = solve(corner, ((z - view.mean.T) / scale).reshape(size, 1))[:, 0]
         factor = bordered(self.factor, view.gain.flatten(1), corner)
-        return replace(self, later=torch.cat([self.later, u]), factor=factor, white=torch.cat([self.white, white]))
+        later = torch.cat(same_width(self.later, u))
+        return replace(self, later=later, factor=factor, white=torch.cat([self.white, white]))
 
     @property
     def hyperparameters(self) -> tuple[dict[str, Any], ...]:
         """See `Posterior`; length scales are those of the correlation that has most of the task's variance.
 
         Also ``task``, its number, ``correlation`` with each task, and ``coregionalisation``: for each correlation its
-        length scales and B in units of z.
+        length scales and B in units of z. With cheaper fidelities B is that of (level, task), the dearest first, and
+        ``fidelities`` the correlation of the task with itself at each level.
         """
-        model = self.model
+        model, t = self.model, self.model.tasks
         total = model.b.sum(0)
         sd = total.diagonal().sqrt()
         correlation = total / sd / sd[:, None]
@@ -500,33 +563,37 @@ class _Joint(Posterior):
                 "mean": float(model.shift[i] + model.scale[i] * model.beta[i, 0]),
                 "slopes": (model.scale[i] * model.beta[i, 1:]).tolist(),
                 "task": i,
-                "correlation": correlation[i].tolist(),
+                "correlation": correlation[i, :t].tolist(),
                 "coregionalisation": terms,
             }
-            for i in range(len(model.shift))
+            | ({} if model.fidelities == 1 else {"fidelities": correlation[i, i::t].tolist()})
+            for i in range(t)
         )
 
 
 @dataclass(frozen=True, repr=False)
 class _JointView(View):
-    """All tasks at m points u: projected on the observations of the fit, and the gain of later ones, (., m, t)."""
+    """All tasks at m points u: projected on the observations of the fit, and the gain of later ones, (., m, t).
+
+    ``scale`` is that of the outputs, (t, m) or (t, 1).
+    """
 
     mean: Tensor
     variance: Tensor
     noise: Tensor
     process: _Joint
     u: Tensor
+    outputs: Tensor
+    scale: Tensor
     v: Tensor
     gain: Tensor
 
     def covariance(self, other: _JointView) -> Tensor:
         """See `View`."""
-        model = self.process.model
-        own = model.b.diagonal(dim1=1, dim2=2)
-        prior = torch.einsum("qi,qab->iab", own, model.correlations(self.u, other.u))
-        rest = prior - self.process.seen.explained(self.v, other.v)
+        rest = self.process.model.within((self.u, self.outputs), (other.u, other.outputs))
+        rest -= self.process.seen.explained(self.v, other.v)
         rest -= self.gain.permute(2, 1, 0) @ other.gain.permute(2, 0, 1)
-        return model.scale.square()[:, None, None] * rest
+        return self.scale[:, :, None] * other.scale[:, None] * rest
 
 
 def _basis(u: Tensor, mean: str) -> Tensor:
@@ -544,11 +611,13 @@ class MultiTask(Surrogate):
 
     An evaluation that gives some tasks only (`Observations.known`) tells about the others as well. The hyperparameters
     are at the maximum of their posterior. With ``kernel="rbf"`` and ``mean="linear"`` it is the model with which ATLAS
-    interpolates limits.
+    interpolates limits. A task at a cheaper fidelity is one more output; at most `CHEAP` values of each and `CHEAPER`
+    of all are used, those that tell most about the thresholds.
 
     Attributes:
         kernel: "matern52" (default), "matern32" or "rbf", with one length scale per parameter.
-        rank: columns of W: so many functions are shared by all tasks; beside them each task has its own.
+        rank: columns of W: so many functions are shared by all tasks; beside them each task has its own. With cheaper
+            fidelities at least as many as there are tasks: what a task has of its own is shared by its fidelities.
         latent: correlations of different length scales: 1 is the intrinsic model, more the linear model of
             coregionalisation.
         mean: "constant" or "linear" in the parameters, for each task; its coefficients are profiled out (generalised
@@ -590,27 +659,24 @@ class MultiTask(Surrogate):
 
         Raises:
             FitError: fewer than two points, a task without a single value, values that differ too little for their
-                squares, or numerical trouble.
+                squares, a cheaper fidelity that knows some parameters only, more than `DENSE` values of several
+                fidelities, or numerical trouble.
         """
         if len(data) < 2:
             raise FitError(f"multi-task process: needs at least 2 observations, got {len(data)}. Evaluate more points")
-        if data.cheaper is not None:
-            raise FitError(
-                "multi-task process: must have one fidelity, got cheaper ones. Use the surrogate 'GaussianProcess'"
-            )
         known = torch.ones_like(data.z, dtype=torch.bool) if data.known is None else data.known
         if not known.any(0).all():
             raise FitError(
                 f"multi-task process: each task must have a value, got {known.sum(0).tolist()} per task. Leave out "
                 "the task, or evaluate it once"
             )
-        levels = data.levels or (torch.zeros(0, dtype=torch.float64),) * data.z.shape[1]
-        tensors = (data.u, data.z, data.variance, data.side, known.double(), *levels)
-        return _remembered(self, *((tuple(a.shape), a.contiguous().numpy().tobytes()) for a in tensors))
+        fidelities, data, known = _stacked(data)
+        tensors = (data.u, data.z, data.variance, data.side, known.double(), *data.levels)
+        return _remembered(self, fidelities, *((tuple(a.shape), a.contiguous().numpy().tobytes()) for a in tensors))
 
-    def _fit(self, data: Observations, known: Tensor) -> Posterior:
+    def _fit(self, data: Observations, known: Tensor, fidelities: int = 1) -> Posterior:
         t = data.z.shape[1]
-        shift, scale = torch.stack([_unit(z[k]) for z, k in zip(data.z.T, known.T)]).T
+        shift, scale = _units(data.z, known, fidelities)
         y, variance = (data.z - shift) / scale, data.variance / scale**2
         levels = [((v - s) / c).numpy() for v, s, c in zip(data.levels, shift, scale)]
         task, point = known.T.nonzero().T
@@ -626,12 +692,15 @@ class MultiTask(Surrogate):
             values.numpy(),
             noise.numpy(),
             np.ones(len(values)),
+            fidelities,
         )
-        counts = (FEW_POINTS, SOME_POINTS) if everything.whole else (FEW // t, SOME // t)
+        each = t // fidelities
+        rank = min(self.rank if fidelities == 1 else max(self.rank, each), t)
+        counts = (FEW_POINTS, SOME_POINTS) if everything.whole else (FEW // each, SOME // each)
         few, some = (_telling(y.numpy(), known.numpy(), levels, count) for count in counts)
         with one_thread(SOME_POINTS):
             part = _some(everything, few)
-            theta = part.maximum(part.first_guesses(min(self.rank, t), self.restarts), self.max_iter)
+            theta = part.maximum(part.first_guesses(rank, self.restarts), self.max_iter)
             if len(some) > len(few):
                 theta = _some(everything, some).maximum([theta], max(1, self.max_iter // 3))
         censored = (side != 0).numpy()
@@ -643,6 +712,7 @@ class MultiTask(Surrogate):
                 with one_thread(SOME_POINTS):
                     theta = _some(everything, some).maximum([theta], max(1, self.max_iter // 3))
             everything = self._with_sites(everything, bounds, side, theta)
+        theta = _without_values(theta, data.u.shape[1], self.latent, known)
         exact = known & (data.side == 0)
         typical = (variance * exact).sum(0) / exact.sum(0).clamp_min(1)
         return self._process(everything, theta, shift, scale, typical)
@@ -680,7 +750,17 @@ class MultiTask(Surrogate):
     def _process(self, e: JointEvidence, theta: np.ndarray, shift: Tensor, scale: Tensor, typical: Tensor) -> _Joint:
         h, kernels, gram = self._gram(e, theta)
         u, t, b, nugget = torch.from_numpy(e.u), e.tasks, torch.from_numpy(h.b), torch.from_numpy(h.nugget)
-        model = _Model(kernels, b, self.mean, torch.zeros(t, e.basis.shape[1]).double(), shift, scale, nugget, typical)
+        model = _Model(
+            kernels,
+            b,
+            self.mean,
+            torch.zeros(t, e.basis.shape[1]).double(),
+            shift,
+            scale,
+            nugget,
+            typical,
+            e.fidelities,
+        )
         seen: _Rows | _Whole
         if e.whole:
             noise = e.noise.reshape(t, -1)[:, 0] + h.nugget
@@ -702,14 +782,71 @@ class MultiTask(Surrogate):
 
 
 @functools.lru_cache(maxsize=16)
-def _remembered(recipe: MultiTask, *data: tuple[tuple[int, ...], bytes]) -> Posterior:
+def _remembered(recipe: MultiTask, fidelities: int, *data: tuple[tuple[int, ...], bytes]) -> Posterior:
     """`MultiTask._fit`, a pure function: asks, status and pictures of one history fit once."""
     # An empty buffer is refused: no thresholds.
     u, z, variance, side, known, *levels = (
         torch.frombuffer(bytearray(b), dtype=torch.float64).reshape(shape) if b else torch.zeros(shape).double()
         for shape, b in data
     )
-    return recipe._fit(Observations(u, z, variance, side, tuple(levels)), known.bool())
+    return recipe._fit(Observations(u, z, variance, side, tuple(levels)), known.bool(), fidelities)
+
+
+def _stacked(data: Observations) -> tuple[int, Observations, Tensor]:
+    """How many fidelities there are, all of their observations as those of outputs (level, task), and which are known.
+
+    Raises:
+        FitError: a fidelity that knows some parameters only, or more than `DENSE` values of several fidelities.
+    """
+    chain = [data]
+    while (below := chain[-1].cheaper) is not None:
+        chain.append(below)
+    if any(part.columns is not None for part in chain):
+        raise FitError(
+            f"multi-task process: each fidelity must depend on all parameters, got {[p.columns for p in chain]}. "
+            "All share one kernel here: use the surrogate 'GaussianProcess'"
+        )
+    t, count = data.z.shape[1], len(chain)
+    thresholds = data.levels or (torch.zeros(0, dtype=torch.float64),) * t
+    parts, blocks = [], []
+    for place, part in enumerate(chain):
+        known = torch.ones_like(part.z, dtype=torch.bool) if part.known is None else part.known
+        if place:
+            most = min(CHEAP, max(2, CHEAPER // (t * (count - 1))))
+            kept = _telling(part.z.numpy(), known.numpy(), [v.numpy() for v in thresholds], most)
+            part, known = part.rows(kept), known[kept]
+        parts.append(part)
+        blocks.append(known)
+    known = torch.block_diag(*(b.double() for b in blocks)).bool()
+    if count > 1 and (values := int(known.sum())) > DENSE:
+        raise FitError(
+            f"multi-task process: can have {DENSE} values of several fidelities, got {values}. "
+            "Use the surrogate 'GaussianProcess'"
+        )
+    z, variance, side = (
+        torch.block_diag(*(getattr(p, name).where(b, 0.0) for p, b in zip(parts, blocks)))
+        for name in ("z", "variance", "side")
+    )
+    return count, Observations(torch.cat([p.u for p in parts]), z, variance, side, thresholds * count), known
+
+
+def _units(z: Tensor, known: Tensor, fidelities: int) -> Tensor:
+    """Mean and standard deviation of each output's values, (2, t); those of the next dearer level if it has none."""
+    t = z.shape[1] // fidelities
+    out: list[Tensor] = []
+    for i in range(z.shape[1]):
+        out.append(_unit(z[known[:, i], i]) if known[:, i].any() else out[i - t])
+    return torch.stack(out).T
+
+
+def _without_values(theta: np.ndarray, d: int, latent: int, known: Tensor) -> np.ndarray:
+    """The same, outputs without a value being independent of all others and as uncertain as they are large."""
+    theta, t = theta.copy(), known.shape[1]
+    parts = theta[:-t].reshape(latent, -1)
+    silent = (~known.any(0)).numpy()
+    parts[:, d:-t].reshape(latent, t, -1)[:, silent] = 0.0
+    parts[:, -t:][:, silent] = -math.log(latent)
+    return theta
 
 
 def _unit(z: Tensor) -> Tensor:

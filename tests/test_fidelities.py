@@ -577,3 +577,15 @@ def test_one_fidelity_has_nothing_to_compare():
         campaign.tell(t.number, t.x["a"])
     assert campaign.status().cheaper == ()
     assert standing_lines(standing(campaign))[0] == "one: 4 finished (4 complete)"
+
+
+def test_a_task_that_the_cheaper_fidelity_does_not_give_follows_another_one():
+    a, b, at = points(40), points(8, seed=7), points(200, seed=9)
+    z = torch.stack([cheap(a), 0 * cheap(a)], 1)
+    known = torch.tensor([True, False]).expand(40, 2)
+    both = torch.stack([dear(b), 0.9 * dear(b) + 0.1], 1)
+    belief = GaussianProcess().fit(values(b, both, cheaper=values(a, z, known=known)))
+    assert rms(belief.marginal(at)[0][1], 0.9 * dear(at) + 0.1) < 0.1
+    here, there = belief.view(at[:5]), belief.view(with_level(at[:5], 1))
+    assert torch.isfinite(here.covariance(there)).all()
+    assert (there.noise > 0).all()

@@ -789,6 +789,9 @@ def _keys(data: Observations, most: int | None = None) -> list[_Key | None]:
     """Of each task, in order; None for one with fewer than two values. At most so many observations of each."""
     tasks = [data.task(i) for i in range(data.z.shape[1])]
     below = [None] * len(tasks) if data.cheaper is None else _keys(data.cheaper, CHEAP)
+    # A task that the cheaper fidelity does not give may follow another one that it gives.
+    other = next((key for key in below if key is not None), None)
+    below = [other if key is None else key for key in below]
     keys: list[_Key | None] = [None] * len(tasks)
     order = sorted(range(len(tasks)), key=lambda i: -len(tasks[i]))
     for place, i in enumerate(order):
@@ -821,8 +824,8 @@ def _enough(data: Observations) -> list[_Key]:
     counts = [len(data.task(i)) for i in range(data.z.shape[1])]
     if min(counts) < 2:
         raise FitError(
-            f"Gaussian process: needs at least 2 observations, got {min(counts)} ({counts} of the tasks). "
-            "Evaluate more points"
+            f"Gaussian process: needs at least 2 observations, got {min(counts)}. Evaluate more points"
+            + (f"; the tasks have {counts}" if len(counts) > 1 else "")
         )
     return [key for key in keys if key is not None]
 

@@ -10,7 +10,8 @@ import pytest
 import scipy.ndimage
 import torch
 from scipy.spatial import Voronoi
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, multivariate_t
+from scipy.stats import t as student
 
 from excursion import levelset, uncertainty
 from excursion.errors import InvalidProblem
@@ -114,6 +115,39 @@ def test_probabilities_of_two_points_are_those_of_the_bivariate_normal(line):
     assert exact < float(above.mean(0).min()) - 0.01  # not decided by one of the points alone
 
 
+@pytest.mark.parametrize("degrees", [math.inf, 30.0])
+def test_what_the_picked_points_leave_is_drawn_too(plane, monkeypatch, degrees):
+    posterior, _ = plane
+    u = torch.rand(300, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    monkeypatch.setattr(uncertainty, "_PIVOTS", 5)
+    drawn = uncertainty.draws(posterior, u, 4000, seed=0, degrees=degrees)
+    ratio = drawn.var(0) / posterior.marginal(u)[1][0]
+    expected = 1.0 if degrees == math.inf else degrees / (degrees - 2)
+    assert ratio.min() > 0.85 * expected
+    assert ratio.mean() == pytest.approx(expected, rel=0.02)
+
+
+def test_draws_of_few_degrees_are_multivariate_t(line):
+    posterior, _ = line
+    u = torch.tensor([[0.12], [0.4], [0.85]], dtype=F64)
+    mean, covariance = (m[0].numpy() for m in posterior.joint(u))
+    drawn = uncertainty.draws(posterior, u, 200_000, seed=0, degrees=4)
+    scaled = (drawn.numpy() - mean) / np.sqrt(covariance.diagonal())
+    for tail in (0.001, 0.02, 0.2):  # each point
+        assert (scaled < student.ppf(tail, 4)).mean(0) == pytest.approx(tail, abs=4 * math.sqrt(tail / 200_000))
+    far = mean - 3 * np.sqrt(covariance.diagonal())  # all together: the tails come in the same draws
+    joint = float((drawn.numpy() < far).any(1).mean())
+    exact = 1 - multivariate_t(loc=-mean, shape=covariance, df=4).cdf(-far, random_state=0)
+    assert joint == pytest.approx(exact, abs=0.001)
+    above = uncertainty.excursions(posterior, u, -0.3, 200_000, 0, degrees=4)
+    assert torch.equal(above, drawn >= -0.3)
+
+
+def test_degrees_of_freedom():
+    assert uncertainty.degrees_of_freedom(20, 2) == 20 - 1 - 2 - 1  # mean, length scales, nugget
+    assert uncertainty.degrees_of_freedom(4, 2) == 3.0
+
+
 def test_draws_of_a_task_and_of_none():
     u = torch.linspace(0, 1, 6, dtype=F64)[:, None]
     z = torch.stack([u[:, 0], 5 - u[:, 0]], 1)
@@ -191,6 +225,21 @@ def test_conservative_level_at_its_ends():
     assert uncertainty.conservative_level(z, once, 0.05) == 1.0
     assert uncertainty.conservative_level(z, once, 0.04) == 2.0
     assert uncertainty.conservative_level(z[:0], always[:, :0], 0.05) == -math.inf
+
+
+@pytest.mark.parametrize("degrees", [math.inf, 12.0])
+def test_only_the_surest_points_are_left_out(degrees):
+    z = 25 * torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=F64) - 9
+    chance = torch.from_numpy(student.cdf(-z.abs().numpy(), degrees))
+    open_, spent = uncertainty._open(z, 1e-3, degrees)
+    left = torch.ones(500, dtype=torch.bool)
+    left[open_] = False
+    assert 0 < int(left.sum()) < 400
+    assert spent == pytest.approx(float(chance[left].sum()))
+    assert spent <= 1e-3 < spent + float(chance[open_].min())
+    assert float(chance[left].max()) <= float(chance[open_].min())
+    assert torch.equal(open_, open_.sort().values)
+    assert uncertainty._open(z, 0.0, degrees)[1] == 0.0
 
 
 # ------------------------------------------------------------------------------------------------- pieces
@@ -317,6 +366,14 @@ def test_the_volume_and_its_error_are_those_of_bivariate_quadrature(line):
         assert volume == pytest.approx((np.abs(2 * p - 1) < level).mean(), abs=0.01)
 
 
+def test_an_edge_that_is_known_has_the_error_of_its_cell():
+    """Where nothing else is open the edge is anywhere in one cell: variance 1/12 of its size squared."""
+    u = torch.linspace(0, 1, 12, dtype=F64)[:, None]
+    found = uncertainty.summary(problem("x", threshold=0.1), fitted(u, torch.sin(3 * u[:, 0] - 1), kernel="rbf"), u)
+    assert found.components == 1
+    assert found.volume_sd * found.points == pytest.approx(math.sqrt(1 / 12), rel=0.1)
+
+
 # ------------------------------------------------------------------------------------------------- the summary
 
 
@@ -363,6 +420,20 @@ def test_laws_of_the_summary(line):
     other = uncertainty.summary(asked, posterior, u, seed=5)
     assert other != found[0.95]
     assert other.above.volume == pytest.approx(found[0.95].above.volume, abs=0.01)
+
+
+def test_fewer_values_make_smaller_conservative_sets(line):
+    posterior, u = line
+    asked = problem("x")
+    found = [uncertainty.summary(asked, posterior, u, degrees=degrees) for degrees in (math.inf, 8.0, 3.0)]
+    for a, b in itertools.pairwise(found):
+        assert a.above.volume > b.above.volume
+        assert a.volume_sd < b.volume_sd
+        assert (a.volume, a.bands) == (b.volume, b.bands)
+    # No set is surer than its least certain point.
+    for degrees in (math.inf, 3.0):
+        one = uncertainty.summary(asked, posterior, u, degrees=degrees, level=0.6)
+        assert min(one.above.sigmas, one.below.sigmas) >= student.ppf(0.6, degrees)
 
 
 def test_a_change_of_sign_mirrors_the_sets(line):

@@ -355,8 +355,17 @@ class Result:
             and self.problem.level(t.fidelity) == 0
         ]
         explored = space.to_unit(space.tensor(known))
+        told = observations(self.problem, self.history).task(self.problem.task_names.index(chosen.name))
+        values = int((told.side == 0).sum())
         return uncertainty.summary(
-            self.problem, self.posterior, explored, chosen.name, threshold, level=level, seed=seed
+            self.problem,
+            self.posterior,
+            explored,
+            chosen.name,
+            threshold,
+            level=level,
+            seed=seed,
+            degrees=uncertainty.degrees_of_freedom(values, space.dim),
         )
 
 

@@ -44,7 +44,7 @@ _BLOCK = 2**23
 
 
 @torch.no_grad()
-def draws(posterior: Posterior, u: Tensor, n: int, seed: int, task: int = 0) -> Tensor:
+def draws(posterior: Posterior, u: Tensor, n: int, seed: int, task: int = 0, degrees: float = math.inf) -> Tensor:
     """Joint draws of f at points, on the scale of z.
 
     A pivoted Cholesky factorisation picks the points that tell most, L L^T = C there. At all points a draw is then
@@ -59,6 +59,8 @@ def draws(posterior: Posterior, u: Tensor, n: int, seed: int, task: int = 0) -> 
         n: how many draws.
         seed: fixes them.
         task: index of the output.
+        degrees: of freedom of the multivariate t that the draws have with the belief's mean and scale; infinite for
+            the normal. See `degrees_of_freedom`.
 
     Returns:
         Shape (n, k).
@@ -70,17 +72,25 @@ def draws(posterior: Posterior, u: Tensor, n: int, seed: int, task: int = 0) -> 
         Higham, Accuracy and Stability of Numerical Algorithms (2002), section 10.3: the factorisation.
         Azzimonti et al., SIAM/ASA J. Uncertain. Quantif. 4 (2016) 850: draws of sets from draws at few points.
     """
-    return torch.cat([torch.zeros(n, 0, dtype=torch.float64), *_drawn(posterior, u, n, seed, task)], 1)
+    return torch.cat([torch.zeros(n, 0, dtype=torch.float64), *_drawn(posterior, u, n, seed, task, degrees)], 1)
 
 
-def excursions(posterior: Posterior, u: Tensor, threshold: Tensor | float, n: int, seed: int, task: int = 0) -> Tensor:
+def excursions(
+    posterior: Posterior,
+    u: Tensor,
+    threshold: Tensor | float,
+    n: int,
+    seed: int,
+    task: int = 0,
+    degrees: float = math.inf,
+) -> Tensor:
     """Whether f >= T in the same `draws`, (n, k), in less memory; T on the scale of z."""
-    blocks = [block >= threshold for block in _drawn(posterior, u, n, seed, task)]
+    blocks = [block >= threshold for block in _drawn(posterior, u, n, seed, task, degrees)]
     return torch.cat([torch.zeros(n, 0, dtype=torch.bool), *blocks], 1)
 
 
 @torch.no_grad()
-def _drawn(posterior: Posterior, u: Tensor, n: int, seed: int, task: int) -> Iterator[Tensor]:
+def _drawn(posterior: Posterior, u: Tensor, n: int, seed: int, task: int, degrees: float) -> Iterator[Tensor]:
     """Columns of the draws, some points at a time."""
     if not len(u):
         return
@@ -90,12 +100,18 @@ def _drawn(posterior: Posterior, u: Tensor, n: int, seed: int, task: int) -> Ite
     picked, factor = _picked(view.covariance(view)[task].numpy())
     base = posterior.view(some[picked])
     e = torch.randn(n, len(picked), generator=generator, dtype=torch.float64)
+    # One factor for all points of a draw: the scale of the whole function is what is not known.
+    factors = torch.ones(n, 1, dtype=torch.float64)
+    if math.isfinite(degrees):
+        chi2 = np.random.default_rng(seed).chisquare(degrees, (n, 1))
+        factors = torch.from_numpy(np.sqrt(degrees / chi2))
+    e.mul_(factors)
     for part in u.split(max(1, _BLOCK // max(n, len(picked)))):
         at = posterior.view(part)
         a = torch.linalg.solve_triangular(torch.from_numpy(factor), base.covariance(at)[task], upper=False)
         rest = (at.variance[task] - a.square().sum(0)).clamp_min(0.0)
         own = torch.randn(n, len(part), generator=generator, dtype=torch.float64)
-        yield own.mul_(rest.sqrt()).add_(at.mean[task]).addmm_(e, a)
+        yield own.mul_(rest.sqrt()).mul_(factors).add_(at.mean[task]).addmm_(e, a)
 
 
 def _picked(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -400,6 +416,7 @@ def summary(
     *,
     level: float = 0.95,
     seed: int = 0,
+    degrees: float = math.inf,
 ) -> SetSummary:
     """How well one set {f >= T} is known; see `SetSummary`.
 
@@ -411,6 +428,8 @@ def summary(
         threshold: in its units; its first threshold by default.
         level: joint probability of the conservative sets.
         seed: of the draws.
+        degrees: of freedom of the draws, see `degrees_of_freedom`. Expectations of volumes are those of the normal
+            belief.
 
     Raises:
         InvalidProblem: no such task, no threshold, a level outside (0, 1).
@@ -423,11 +442,11 @@ def summary(
     for cells in resolutions(space):
         mean, variance = (m[i] for m in posterior.marginal(cells.u))
         z = levelset.standardised(mean, variance, t)
-        open_, spent = _open(z, _SPENT * (1 - level))
+        open_, spent = _open(z, _SPENT * (1 - level), degrees)
         if len(open_) <= _DRAWN:
             break
     p, inside, n = levelset.ndtr(z), z >= 0, len(z)
-    drawn = excursions(posterior, cells.u[open_], t, _DRAWS, seed, i)
+    drawn = excursions(posterior, cells.u[open_], t, _DRAWS, seed, i, degrees)
     volumes = (drawn.sum(1) + inside.sum() - inside[open_].sum()).double() / n
     # A cell at the edge counts as a whole or not at all.
     edge = np.unique(cells.links[inside[cells.links[:, 0]] != inside[cells.links[:, 1]]])
@@ -436,7 +455,7 @@ def summary(
     for side, ones in ((z, drawn), (-z, ~drawn)):
         c = conservative_level(side[open_], ones, 1 - level - spent)
         # No set holds together with more probability than its least certain point.
-        kept = side[(side > c) & (side >= scipy.special.ndtri(level))]
+        kept = side[(side > c) & (side >= _quantile(level, degrees))]
         c = float(kept.min()) if len(kept) else math.inf
         sides.append(ConservativeSet(float(scipy.special.ndtr(c)), c, len(kept) / n))
     links, sizes = _merged(cells, inside.numpy(), open_.numpy())
@@ -473,12 +492,36 @@ def summary(
     )
 
 
-def _open(z: Tensor, spend: float) -> tuple[Tensor, float]:
+def degrees_of_freedom(values: int, dim: int) -> float:
+    """Of the joint belief about f where its hyperparameters were learnt from the values themselves.
+
+    Given the correlations, with a flat prior on the p coefficients of the mean and 1/amplitude^2 on the variance, f at
+    any points is multivariate t with n - p degrees of freedom, whose location and scale are those of the normal belief.
+    Length scales and nugget have no such closed form: each is taken to use up one value, as a coefficient of the mean
+    does. So n - 2 - d (slopes of a linear mean are not counted), and at least 3, for which the variance is finite.
+
+    Args:
+        values: n, how many values of f are known; bounds do not count.
+        dim: d, the number of parameters.
+
+    References:
+        O'Hagan, Bayesian Statistics 4 (1992) 345; Santner, Williams, Notz, The Design and Analysis of Computer
+        Experiments (2003), theorem 4.1.2: the t process.
+    """
+    return float(max(3, values - 2 - dim))
+
+
+def _quantile(probability: float, degrees: float) -> float:
+    """Of Student's t, of the normal if the degrees of freedom are infinite."""
+    return float(scipy.special.stdtrit(degrees, probability))
+
+
+def _open(z: Tensor, spend: float, degrees: float = math.inf) -> tuple[Tensor, float]:
     """Indices of the points that a draw may put on either side, and the probability that it does so elsewhere.
 
     By the union bound: the surest points are left out while their chances of the unlikely side add up to ``spend``.
     """
-    wrong = levelset.ndtr(-z.abs())
+    wrong = torch.from_numpy(scipy.special.stdtr(degrees, -z.abs().numpy()))
     order = wrong.argsort(stable=True)
     total = wrong[order].cumsum(0)
     sure = int((total <= spend).sum())

@@ -21,7 +21,7 @@ from excursion.precision import misclassified
 from excursion.problem import Fidelity, Problem, Task
 from excursion.proposal import Strategy, propose
 from excursion.report.tables import standing, standing_lines, strict_json
-from excursion.result import Result
+from excursion.result import Result, find_level_set
 from excursion.space import Parameter, ParameterSpace
 from excursion.surrogate import GaussianProcess, KernelSearch, MultiTask, Observations
 
@@ -589,3 +589,48 @@ def test_a_task_that_the_cheaper_fidelity_does_not_give_follows_another_one():
     here, there = belief.view(at[:5]), belief.view(with_level(at[:5], 1))
     assert torch.isfinite(here.covariance(there)).all()
     assert (there.noise > 0).all()
+
+
+def dear_square(point, fidelity):
+    return point["x"] ** 2
+
+
+def broken_when_cheap(point, fidelity):
+    if fidelity == "low":
+        raise RuntimeError("not installed")
+    return point["x"] ** 2
+
+
+LOW_HIGH = (Fidelity("low", cost=1.0), Fidelity("high", cost=10.0))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Strategy(KernelSearch()), "the surrogate must take cheaper fidelities, got KernelSearch for"),
+        (Strategy(acquisition=Straddle()), "need a criterion that is a gain, never negative.* got Straddle"),
+    ],
+)
+def test_a_strategy_that_cannot_use_the_fidelities_is_refused_before_anything_is_evaluated(strategy, message):
+    problem = Problem({"x": (0, 2)}, Task("y", 1.0), fidelities=LOW_HIGH)
+    with pytest.raises(InvalidStrategy, match=message):
+        Campaign.create("memory://", "a", problem, strategy)
+    one = Problem({"x": (0, 2)}, Task("y", 1.0), fidelities=LOW_HIGH[1:])
+    assert Campaign.create("memory://", "a", one, strategy).ask(1)[0].fidelity == "high"
+
+
+def test_a_broken_cheap_program_does_not_spend_the_budget():
+    found = find_level_set(
+        broken_when_cheap, {"x": (0, 2)}, threshold=1.0, budget=9, fidelities=LOW_HIGH, workers=1, name="broken"
+    )
+    states = [t["fidelity"] for t in found.trials if t["state"] == "complete"]
+    assert set(states) == {"high"}
+    assert len(states) >= 6
+    assert float(found.contours().lines[0][0, 0]) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_lattice_that_is_used_up_at_the_cheap_fidelity_goes_on_at_the_dear_one():
+    lattice = [Parameter("x", 0, 4, step=1)]
+    found = find_level_set(dear_square, lattice, threshold=5.0, budget=20, fidelities=LOW_HIGH, workers=1)
+    assert sorted((t["fidelity"], t["x"]) for t in found.trials) == [(f, x) for f in ("high", "low") for x in range(5)]
+    assert 2 < float(found.contours().lines[0][0, 0]) < 3

@@ -216,7 +216,7 @@ class Campaign:
 
         Raises:
             DuplicateCampaign: the name is taken.
-            InvalidStrategy: the criterion does not fit the problem's goal.
+            InvalidStrategy: the criterion does not fit the problem's goal, or the surrogate its fidelities.
         """
         strategy = (strategy or Strategy()).suited_to(problem)
         store = url if isinstance(url, Store) else open_store(url)

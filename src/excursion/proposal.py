@@ -37,7 +37,7 @@ from .errors import (
 )
 from .problem import Problem
 from .space import ParameterSpace
-from .surrogate import RECIPES, GaussianProcess, Observations, Posterior, Surrogate
+from .surrogate import RECIPES, GaussianProcess, KernelSearch, Observations, Posterior, Surrogate
 from .viability import Viability, to_retry, viability
 
 
@@ -87,8 +87,14 @@ class Strategy:
         """The strategy with the criterion that this problem has by default, if it names none.
 
         Raises:
-            InvalidStrategy: a criterion for level sets where an optimum is sought, or the reverse.
+            InvalidStrategy: a criterion for level sets where an optimum is sought, or the reverse; a surrogate that
+                knows one fidelity where there are more.
         """
+        if len(problem.fidelities) > 1 and isinstance(self.surrogate, KernelSearch):
+            raise InvalidStrategy(
+                "strategy: the surrogate must take cheaper fidelities, got KernelSearch for "
+                f"{[f.name for f in problem.fidelities]}. Use GaussianProcess or MultiTask"
+            )
         if self.acquisition is None:
             return replace(self, acquisition=EI() if problem.sign else SUR())
         seeks = "optimum" if problem.sign else "level set"
@@ -97,6 +103,14 @@ class Strategy:
             raise InvalidStrategy(
                 f"strategy: the criterion must fit the goal {problem.goal!r}, got {self.acquisition}. "
                 f"Use one of {', '.join(fitting)}"
+            )
+        if self.acquisition.kind == "bound" and any(
+            f.events or level for level, f in enumerate(reversed(problem.fidelities)) if f.cost is not None
+        ):
+            gains = [n for n, c in CRITERIA.items() if c.seeks in (seeks, "any") and c.kind != "bound"]
+            raise InvalidStrategy(
+                "strategy: fidelities need a criterion that is a gain, never negative, to be divided by their costs, "
+                f"got {self.acquisition}. Use one of {', '.join(gains)}"
             )
         return self
 
@@ -194,7 +208,7 @@ def propose(
     Raises:
         SpaceExhausted: a quantised space, or ``among``, has no point left.
         FitError: the surrogate could not be fitted.
-        InvalidStrategy: the criterion does not fit the problem's goal.
+        InvalidStrategy: the criterion does not fit the problem's goal, or the surrogate its fidelities.
     """
     strategy, viable = strategy.suited_to(problem), viability(problem.space, trials)
     again = _again(problem.space, strategy, trials, n, viable)
@@ -231,7 +245,7 @@ def _new(
     """`propose` without retries; ``viable`` is the probability of success."""
     space, k = problem.space, len(trials)
     basis = sum(t.state in FINISHED for t in trials)
-    level = to_design(problem, strategy, trials)
+    level = to_design(problem, strategy, trials, among)
     if level is not None or isinstance(strategy.acquisition, Sobol):
         u = _design(problem, strategy, trials, n, level or 0, among, viable)
         name, events = _names(problem, level or 0)
@@ -307,24 +321,41 @@ def _new(
 _LESS, _MORE = 0.5, 2
 
 
-def to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial]) -> int | None:
-    """The level that still needs space-filling points; None once all have enough, so that there can be a belief."""
+def to_design(problem: Problem, strategy: Strategy, trials: Sequence[Trial], among: Tensor | None = None) -> int | None:
+    """The level that still needs space-filling points; None once all have enough, so that there can be a belief.
+
+    A cheaper level gets no more where it has no point left (of ``among`` or of a lattice), or where as many trials as
+    its design needs have failed and none has values: the dearer ones do not wait for a program that is broken.
+    """
     d, size = problem.space.dim, max(strategy.design(problem.space.dim), 2)
     known = [0] * max(1, len(problem.fidelities))
+    failed = list(known)
     valued = dict.fromkeys(problem.task_names, 0)
     for t in trials:
         if t.state in INFORMATIVE and t.outcome:
             known[level := problem.level(t.fidelity)] += 1
             for name in t.outcome.values if level == 0 else ():
                 valued[name] += 1
+        elif t.state in FINISHED:
+            failed[problem.level(t.fidelity)] += 1
     asked = [level for level, f in enumerate(reversed(problem.fidelities)) if f.cost is not None] or [0]
     for level in reversed(asked):
         needed = size if level == 0 else _MORE * size
         if any(count >= size for count in known[level + 1 :]):
             needed = max(d + 1, math.ceil(_LESS * size))
+        if level and ((not known[level] and failed[level] >= needed) or _tried(problem, trials, level, among)):
+            continue
         if known[level] < needed or (level == 0 and min(valued.values()) < 2):
             return level
     return None
+
+
+def _tried(problem: Problem, trials: Sequence[Trial], level: int, among: Tensor | None) -> bool:
+    """Whether no point of a finite set is left to be asked for at a level."""
+    space = problem.space
+    taken = space.to_unit(space.tensor([t.x for t in trials if problem.level(t.fidelity) == level]))
+    lattice = _small_lattice(space, len(taken) + 1) if among is None else among
+    return lattice is not None and not not_taken(lattice, taken if among is not None else space.snap(taken), 1e-9).any()
 
 
 def _design(

@@ -115,7 +115,8 @@ class Result:
         known = sum(t.state in INFORMATIVE and campaign.problem.level(t.fidelity) == 0 for t in trials)
         if known < 2:
             raise FitError(
-                f"campaign {campaign.name!r}: a result needs at least 2 trials with values, got {known} of "
+                f"campaign {campaign.name!r}: a result needs at least 2 trials with values"
+                f"{f' of {of[-1].name!r}' if (of := campaign.problem.fidelities) else ''}, got {known} of "
                 f"{len(trials)}. Evaluate more points; {_reasons(trials)}"
             )
         with one_thread(known):

@@ -497,7 +497,7 @@ def _strategy(document: _Document, data: Any, problem: Problem) -> Strategy:
             given["search"] = Search(**settings)
     with document.at(("strategy",)):
         strategy = Strategy(**given)
-    with document.at(("strategy", "acquisition")):
+    with document.at(("strategy", "surrogate" if "acquisition" not in given else "acquisition")):
         return strategy.suited_to(problem)
 
 

@@ -558,7 +558,7 @@ TEMPER = 0.5
 LEAST, MOST = 0.05, 4
 #: Draws around the maxima, in all, while there are fewer observations than this per dimension; those that weigh less
 #: than this part of the heaviest are left out.
-DRAWS, DRAWN, LIGHTEST = 6, 10, 0.02
+DRAWS, DRAWN, LIGHTEST = 6, 25, 0.02
 #: Maxima are sought with so many observations, and followed with so many.
 FEW, SOME = 64, 256
 

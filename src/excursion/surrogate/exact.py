@@ -547,8 +547,8 @@ SMOOTH, HANDICAP = ("rbf", "additive"), 3.0
 #: function .19 of the volume is then wrong, instead of .06.
 AKAIKE = 1.0
 #: Log prior odds for following a cheaper fidelity, which somebody declared for a reason: four values cannot tell. With
-#: even odds the belief from two full limits and 300 simplified ones (`benchmarks/sbottom.py`) was 14 % wrong, with these
-#: 4 %, the simplified contour alone .5 %. Another task is nobody's choice, and pays for its weight.
+#: even odds the belief from two full limits and 300 simplified ones (`benchmarks/sbottom.py`) was 14 % wrong, now 4 %;
+#: the simplified contour alone .5 %. Another task is nobody's choice, and pays for its weight.
 DECLARED = 2.0
 #: Explanations are weighed while there are fewer observations than this per dimension.
 AVERAGED = 50

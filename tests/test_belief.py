@@ -228,3 +228,13 @@ def test_finite_values_are_not_bounds_where_another_transform_can_hold_them():
     assert settle(Problem(SPACE, Task("f", 1.0)), values).tasks[0].transform in ("log", "log-tanh")
     values = history(lambda x, y: (x - y) * 10.0 ** (80 * (x > 0.5)), 30)
     assert settle(Problem(SPACE, Task("f", 0.0)), values).tasks[0].transform == "asinh"
+
+
+def test_a_value_that_comes_after_the_choice_may_rule_a_logarithm_out():
+    trials = history(lambda x, y: math.exp(6 * x - 3), 20)
+    problem = Problem(SPACE, Task("f", (1.0,)))
+    assert _milestone(20) < 20
+    assert settle(problem, trials).tasks[0].transform in ("log", "log-tanh")
+    later = [*trials[:19], replace(trials[19], outcome=Outcome.of(-0.5))]
+    assert settle(problem, later).tasks[0].transform in ("identity", "asinh")
+    assert torch.isfinite(believe(problem, GaussianProcess(), later).data.z).all()

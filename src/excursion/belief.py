@@ -175,13 +175,13 @@ def settle(problem: Problem, trials: Sequence[Trial]) -> Problem:
     """
     if not any(t.transform == "auto" for t in problem.tasks):
         return problem
-    done = [_informative(problem, trials, level) for level in range(max(1, len(problem.fidelities)))]
-    done = [some[: _milestone(len(some))] for some in done]
+    known = [_informative(problem, trials, level) for level in range(max(1, len(problem.fidelities)))]
+    done = [some[: _milestone(len(some))] for some in known]
     groups: dict[tuple[float, ...], list[Task]] = {}
     for t in problem.tasks:
         if t.transform == "auto":
             groups.setdefault(t.thresholds, []).append(t)
-    settled = {t.name: t for tasks in groups.values() for t in _settled(problem, tasks, done)}
+    settled = {t.name: t for tasks in groups.values() for t in _settled(problem, tasks, done, known)}
     return replace(problem, tasks=tuple(settled.get(t.name, t) for t in problem.tasks))
 
 
@@ -203,24 +203,28 @@ def _jury(d: int) -> int:
     return min(256, max(48, 8 * d * d))
 
 
-def _settled(problem: Problem, tasks: Sequence[Task], done: Sequence[Sequence[Trial]]) -> list[Task]:
-    """The tasks under the transform that suits all of them; ``done`` per level."""
+def _settled(
+    problem: Problem, tasks: Sequence[Task], done: Sequence[Sequence[Trial]], known: Sequence[Sequence[Trial]]
+) -> list[Task]:
+    """The tasks under the transform that suits all of them; ``done`` judge it, per level, ``known`` have an image."""
     options: list[dict[str, Task]] = []
     for task in tasks:
         y = torch.cat([_values(task, some) for some in done])
         choices = task.choices(y)
         # A transform that turns finite values into bounds has less to explain: its score cannot be compared.
         whole = [c for c in choices if bool((c.map(y[y.isfinite()]).abs() < _BEYOND).all())]
-        options.append({c.transform: c for c in whole or choices})
+        # A value that came later may rule a logarithm out.
+        positive = all(bool((_values(task, some) > 0).all()) for some in known)
+        options.append({c.transform: c for c in whole or choices if positive or not c.map.positive})
     names = [name for name in options[0] if all(name in some for some in options)]
     if not names:  # no transform suits all
-        return [task for own in tasks for task in _settled(problem, [own], done)]
+        return [task for own in tasks for task in _settled(problem, [own], done, known)]
 
     def score(name: str) -> float:
         return sum(_score(problem, some[name], level) for some in options for level in done)
 
-    known = max(len(level) for level in done)
-    best = max(names, key=score) if len(names) > 1 and known >= 2 else names[0]
+    count = max(len(level) for level in done)
+    best = max(names, key=score) if len(names) > 1 and count >= 2 else names[0]
     return [some[best] for some in options]
 
 

@@ -188,9 +188,6 @@ class Apart(Surrogate):
         return Independent(tuple(GaussianProcess().fit(data.task(i)) for i in range(data.z.shape[1])))
 
 
-RECIPES["Apart"] = Apart  # so that a store with it can be opened
-
-
 @dataclass(frozen=True)
 class Setting:
     """One way to run the campaign.
@@ -249,6 +246,7 @@ def game(setting: Setting, seed: int) -> Game:
 
 def one(setting: Setting, seed: int, out: Path, minutes: float) -> dict[str, Any]:
     """The curve of one campaign."""
+    RECIPES["Apart"] = Apart  # so that a store with it can be opened
     lines = play(game(setting, seed), out, minutes)
     return {"setting": setting.name, "seed": seed, "curve": lines}
 

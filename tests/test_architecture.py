@@ -45,7 +45,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "scipy": ("",),
     "torch": ("",),
     "pydantic": ("",),
-    "sqlalchemy": ("store.py",),
+    "sqlalchemy": ("store/",),
     "matplotlib": ("report/",),
     "mplhep": ("report/",),
     "contourpy": ("contours.py", "report/"),

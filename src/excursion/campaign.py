@@ -16,7 +16,7 @@ from torch import Tensor
 from . import levelset
 from .acquisition import EI, Prospect
 from .belief import Belief, believe, observations
-from .data import FINISHED, INFORMATIVE, TABLE, Outcome, Proposal, Trial
+from .data import FINISHED, INFORMATIVE, TABLE, Approval, Outcome, Proposal, Trial
 from .errors import (
     InvalidOutcome,
     InvalidPoint,
@@ -283,13 +283,14 @@ class Campaign:
         """The history, ordered by number."""
         return self.store.trials(self.name)
 
-    def ask(self, n: int = 1, *, limit: float | None = None) -> list[Trial]:
+    def ask(self, n: int = 1, *, limit: float | None = None, approval: Approval = "") -> list[Trial]:
         """Ask for the next n points; they are stored as queued trials.
 
         Args:
             n: how many.
             limit: no more than so many evaluations in the campaign, whoever asks, counted in those of the dearest
                 fidelity (`Problem.spent`); nothing is asked for beyond.
+            approval: "proposed" if nobody shall evaluate them before a person has approved (`Store.review`).
 
         Raises:
             InvalidPoint: n is not positive.
@@ -305,7 +306,7 @@ class Campaign:
             try:
                 with one_thread(len(trials)):
                     proposals = propose(self.problem, self.strategy, trials, n)
-                return self._add(self.problem.within(proposals, left), len(trials))
+                return self._add(self.problem.within(proposals, left), len(trials), approval)
             except StaleHistory:
                 continue  # another process asked at the same time: propose again, knowing its points
 
@@ -410,10 +411,10 @@ class Campaign:
             repeated = len(found.points) - len(proposals)
             return WarmStart(len(proposals), found.outside, found.empty, repeated, found.missing)
 
-    def _add(self, proposals: Sequence[Proposal], after: int) -> list[Trial]:
+    def _add(self, proposals: Sequence[Proposal], after: int, approval: Approval = "") -> list[Trial]:
         proposals = [self._settled(proposal) for proposal in proposals]
         seeds = [evaluation_seed(self.strategy.seed, after + i) for i in range(len(proposals))]
-        return self.store.add(self.name, proposals, after=after, seeds=seeds)
+        return self.store.add(self.name, proposals, after=after, seeds=seeds, approval=approval)
 
     def tell(self, number: int, outcome: Outcome | float | Mapping[str, float]) -> Trial:
         """Record what came back; a finished trial never changes.
@@ -617,8 +618,12 @@ def _row(fidelity: str, x: Mapping[str, float], outcome: Outcome) -> Hashable:
 
 def _place(problem: Problem, fidelity: str, x: Mapping[str, float]) -> Hashable:
     """What makes two evaluations those of the same point and fidelity."""
-    names = (problem.fidelity(fidelity).parameters if problem.fidelities else None) or problem.space.names
-    return (problem.level(fidelity), *(x[n] for n in names))
+    return (problem.level(fidelity), *(x[n] for n in _names(problem, fidelity)))
+
+
+def _names(problem: Problem, fidelity: str) -> tuple[str, ...]:
+    """The parameters that an evaluation at this fidelity depends on."""
+    return (problem.fidelity(fidelity).parameters if problem.fidelities else None) or problem.space.names
 
 
 def _outcomes(problem: Problem, trials: Iterable[Trial]) -> dict[Hashable, list[tuple[str, Outcome]]]:
@@ -632,7 +637,10 @@ def _outcomes(problem: Problem, trials: Iterable[Trial]) -> dict[Hashable, list[
 
 def _check_bounds(problem: Problem, trials: Sequence[Trial], trial: Trial, outcome: Outcome) -> None:
     """Refuse a bound and an exact value of the same point, fidelity and task that contradict each other."""
-    seen = _outcomes(problem, (t for t in trials if t.number != trial.number))
+    # Most are elsewhere already in one parameter, which is quicker to see than whether they are at the same place.
+    name = _names(problem, trial.fidelity)[0]
+    near = (t for t in trials if t.x[name] == trial.x[name] and t.number != trial.number)
+    seen = _outcomes(problem, near)
     if wrong := _contradiction(outcome, seen.get(_place(problem, trial.fidelity, trial.x), ())):
         raise InvalidOutcome(f"{wrong}. Tell the value, or a failure")
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from .errors import InvalidOutcome
 
 State = Literal["queued", "running", "complete", "censored", "failed", "invalid"]
+#: What people decided about a trial, where they do: see `Trial`.
+Approval = Literal["", "proposed", "approved", "submitted", "rejected"]
 #: Trials in these states may still be told an outcome.
 PENDING: tuple[State, ...] = ("queued", "running")
 #: Trials in these states hold values.
@@ -235,6 +237,10 @@ class Trial:
         seed: seed for this evaluation, fixed by the strategy's seed and the number.
         asked, started, finished: seconds since the epoch, or None.
         owner: who runs it (host:process), or None.
+        expires: seconds since the epoch after which it may be queued again unless its owner renews the lease; None:
+            never.
+        approval: "proposed" while it waits for a person, "approved", "submitted" (evaluated by people), "rejected";
+            empty where nobody has to approve.
     """
 
     number: int
@@ -255,6 +261,8 @@ class Trial:
     owner: str | None = None
     fidelity: str = ""
     events: int | None = None
+    expires: float | None = None
+    approval: Approval = ""
 
     @property
     def pending(self) -> bool:

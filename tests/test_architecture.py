@@ -14,6 +14,7 @@ SRC = Path(__file__).parents[1] / "src" / "excursion"
 # A module imports from the lines above its own, and from its own package. `testing` and the front page may import all.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "threads"),
+    ("secrets", "untrusted"),
     ("constraint",),
     ("data", "space", "levelset"),
     ("contours",),
@@ -37,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 EXEMPT = ("__init__", "testing")
 # Evaluators run on machines that know nothing of the campaign.
-ONLY = {"evaluators": ("errors", "data", "space", "problem")}
+ONLY = {"evaluators": ("errors", "secrets", "untrusted", "data", "space", "problem")}
 
 # Everything that is not in the standard library: who may import it, as path prefixes; "" is everybody.
 OWNERS: dict[str, tuple[str, ...]] = {
@@ -59,7 +60,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "threadpoolctl": ("threads.py",),
     "typer": ("cli.py",),
     "rich": ("runner.py", "cli.py"),
-    "yaml": ("known.py", "spec.py", "cli.py"),
+    "yaml": ("untrusted.py", "spec.py", "cli.py"),
     "loky": ("runner.py", "evaluators/"),
     "cloudpickle": ("runner.py", "evaluators/"),
     "pandas": ("result.py",),

@@ -229,7 +229,7 @@ def test_results_that_make_no_sense_name_the_file(command, tmp_path, text, says)
 def test_a_missing_result_names_the_path_and_the_log(command):
     with pytest.raises(EvaluationError, match=r"result to .*00007-0/result\.json, got no such file.*ends with:\ndone$"):
         command("print('done')").evaluate(JOB)
-    with pytest.raises(EvaluationError, match=r"got no such file\. See .*log\.txt, which is empty"):
+    with pytest.raises(EvaluationError, match=r"got something that is no file\. See .*log\.txt, which is empty"):
         command("import os; os.mkdir('result.json')").evaluate(JOB)
     with pytest.raises(EvaluationError, match=r"got no such file\. There is no log"):
         command("import os; os.remove('log.txt')").evaluate(JOB)

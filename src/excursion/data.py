@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import InvalidOutcome
+from .untrusted import DEEPEST
 
 State = Literal["queued", "running", "complete", "censored", "failed", "invalid"]
 #: What people decided about a trial, where they do: see `Trial`.
@@ -18,6 +19,8 @@ PENDING: tuple[State, ...] = ("queued", "running")
 INFORMATIVE: tuple[State, ...] = ("complete", "censored")
 #: Trials in these states never change again.
 FINISHED: tuple[State, ...] = ("complete", "censored", "failed", "invalid")
+#: Whole numbers with more bits are no text any more (Python refuses beyond 4300 digits).
+_BITS = 8192
 #: The criterion of trials that were not asked for but known from a table.
 TABLE = "table"
 
@@ -173,16 +176,24 @@ def _number(task: str, value: Any) -> float:
     return number
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
     """JSON-compatible data; numpy's numbers and arrays become Python's."""
+    if depth > DEEPEST:
+        raise InvalidOutcome(
+            f"outcome, {where[:80]}: must be nested at most {DEEPEST} deep, got more. Flatten it, or leave it out"
+        )
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _plain(v, f"{where}.{k}", depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v, where) for v in value]
+        return [_plain(v, where, depth + 1) for v in value]
+    if type(value) is int and value.bit_length() > _BITS:
+        raise InvalidOutcome(
+            f"outcome, {where}: whole numbers must have at most {_BITS} bits, got {value.bit_length()}. Make it text"
+        )
     if value is None or type(value) in (str, int, float, bool):
         return value
     if hasattr(value, "tolist"):
-        return _plain(value.tolist(), where)
+        return _plain(value.tolist(), where, depth + 1)
     if isinstance(value, str | int | float):  # subclasses: enumerations and the like
         return value
     raise InvalidOutcome(

@@ -28,8 +28,6 @@ Messages read ``{where}: {rule}, got {values}. {what to do}``.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 class ExcursionError(Exception):
     """Root of all errors of this package."""
@@ -121,17 +119,3 @@ class StaleHistory(StoreError):
 
 class TrialFinished(StoreError):
     """A finished trial cannot change."""
-
-
-def read_text(file: Path, refuse: type[ExcursionError], encoding: str = "utf-8") -> str:
-    """The text of a file.
-
-    Raises:
-        ExcursionError: as `refuse`, where it cannot be read or is not text.
-    """
-    try:
-        return file.read_text(encoding=encoding)
-    except UnicodeDecodeError as error:
-        raise refuse(f"{file}: must be UTF-8 text, got {error.reason} at byte {error.start}. Save it anew") from None
-    except OSError as error:
-        raise refuse(f"{file}: must be a readable file, got {error.strerror}. Check the path") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import re
@@ -15,9 +14,10 @@ from typing import Any, Literal
 import torch
 
 from .data import Outcome
-from .errors import InvalidOutcome, InvalidTable, read_text
+from .errors import InvalidOutcome, InvalidTable
 from .problem import Problem
 from .space import ParameterSpace
+from .untrusted import json_value, read_text, yaml_value
 
 __all__ = ["Known", "Source", "Table", "answers", "known", "parse_cell", "read", "read_table"]
 
@@ -352,13 +352,11 @@ def read(source: Source) -> Table:
     if text.lstrip()[:1] in ("[", "{"):
         return _table(place, _json(file, text))
     if file.suffix.lower() in (".yaml", ".yml") or re.search(r"^(in)?dependent_variables\s*:", text, re.MULTILINE):
-        import yaml
-
         try:
-            return _table(place, yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            message = " ".join(str(error).split())
-            raise InvalidTable(f"{place}: must be YAML, got a problem: {message}. Correct it") from None
+            data = yaml_value(text)
+        except ValueError as error:
+            raise InvalidTable(f"{place}: must be YAML, got a problem: {error}. Correct it") from None
+        return _table(place, data)
     return _table(place, _csv(file, text))
 
 
@@ -478,8 +476,8 @@ def read_table(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _json(file: Path, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_value(text)
+    except ValueError as error:
         raise InvalidTable(f"{file}: must be JSON, got {error}. Write a list of objects") from None
 
 
@@ -488,7 +486,10 @@ def _csv(file: Path, text: str) -> list[dict[str, Any]]:
     if not lines:
         raise InvalidTable(f"{file}: must have a header and rows, got an empty file. Check the path")
     delimiter = max(",;\t", key=lines[0].count)
-    header, *body = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    try:
+        header, *body = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    except csv.Error as error:
+        raise InvalidTable(f"{file}: must be a table of short cells, got {error}. Close the quotes") from None
     header = [name.strip() for name in header]
     for i, cells in enumerate(body, 1):
         if len(cells) != len(header):

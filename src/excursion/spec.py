@@ -28,7 +28,7 @@ from . import precision
 from .acquisition import CRITERIA, Search
 from .campaign import Campaign
 from .data import Outcome, Trial
-from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec, read_text
+from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSpec
 from .evaluators import Evaluator
 from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
@@ -39,11 +39,14 @@ from .runner import Report, run
 from .space import Parameter, ParameterSpace
 from .store import Store, open_store
 from .surrogate import RECIPES
+from .untrusted import json_value, read_text
 
 __all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume"]
 
 #: Nodes of a document, aliases counted as often as they are used: nested aliases could fill the memory.
 _LARGEST = 20_000
+#: Bytes of a document.
+_LONGEST = 2**20
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)")
@@ -383,7 +386,7 @@ def load(path: str | os.PathLike[str]) -> Spec:
         InvalidSpec: names the file, the line, the key, the rule and the fix.
     """
     file = Path(path)
-    return parse(read_text(file, InvalidSpec), file)
+    return parse(read_text(file, InvalidSpec, largest=_LONGEST), file)
 
 
 def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
@@ -701,8 +704,9 @@ def outcome(
 
 
 def _outcome_of_json(problem: Problem, text: str) -> Outcome:
-    def wrong(rule: str, got: Any) -> InvalidOutcome:
-        return InvalidOutcome(f"tell: {rule}, got {_shown(got)}. Write a number or {{task: number}}")
+    def wrong(rule: str, got: Any, why: object = "") -> InvalidOutcome:
+        reason = f" ({why})" if why else ""
+        return InvalidOutcome(f"tell: {rule}, got {_shown(got)}{reason}. Write a number or {{task: number}}")
 
     def numbers(found: Any) -> bool:
         return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
@@ -711,9 +715,9 @@ def _outcome_of_json(problem: Problem, text: str) -> Outcome:
         return {k: v for k, v in found.items() if v is not None} if isinstance(found, dict) else found
 
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise wrong("must be JSON", text) from None
+        found = json_value(text)
+    except ValueError as error:
+        raise wrong("must be JSON", text, error) from None
     if type(found) in (int, float):
         found = {problem.task_names[0]: found}
     if isinstance(found, dict) and not isinstance(found.get("values"), dict):

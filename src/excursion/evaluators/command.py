@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,6 +17,7 @@ from typing import Any
 
 from ..data import Job, Outcome
 from ..errors import EvaluationError, ImpossiblePoint, InvalidOutcome, InvalidSpec
+from ..untrusted import LARGEST_RESULT, json_value, read_end, read_result
 from . import Evaluator
 
 __all__ = ["Command"]
@@ -25,6 +26,8 @@ __all__ = ["Command"]
 _RESERVED = ("workdir", "folder", "seed", "number", "fidelity", "events")
 #: Of these, the ones that only some campaigns give; elsewhere parameters may be called so.
 _OPTIONAL = ("fidelity", "events")
+#: Characters that a format may ask for.
+_WIDEST = 100
 #: Seconds between asking a program to end and killing it.
 _GRACE = 1.0
 _OUTCOME_KEYS = {"values", "variances", "bounds", "info"}
@@ -213,7 +216,8 @@ class Command(Evaluator):
                 try:
                     return self._wait(where, words, directory, out, log)
                 finally:
-                    out.seek(0)
+                    # What is kept of it a second time is bounded; all of it is in stdout.txt.
+                    out.seek(max(0, out.seek(0, os.SEEK_END) - LARGEST_RESULT))
                     shutil.copyfileobj(out, log)
 
     def _wait(self, where: str, words: Sequence[str], directory: Path, out: Any, log: Any) -> int:
@@ -248,20 +252,15 @@ class Command(Evaluator):
 
     def _result(self, where: str, directory: Path) -> tuple[str, Path]:
         path = directory / ("stdout.txt" if self.result == "stdout" else self.result)
-        if not path.is_file():
-            raise EvaluationError(
-                f"{where}: the program must write its result to {path}, got no such file. " + _log_advice(directory)
-            )
-        if not path.resolve().is_relative_to(directory.resolve()):
-            raise EvaluationError(
-                f"{where}: the result must lie in the evaluation's own directory, got a link from {path} "
-                f"to {path.resolve()}. Let the program write a file"
-            )
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = (read_end if self.result == "stdout" else read_result)(path, directory)
+        except UnicodeDecodeError as error:
             raise EvaluationError(
                 f"{where}: the result {path} must be readable text, got {error}. " + _log_advice(directory)
+            ) from error
+        except ValueError as error:
+            raise EvaluationError(
+                f"{where}: the program must write its result to {path}, got {error}. " + _log_advice(directory)
             ) from error
         if self.result == "stdout":
             lines = [line for line in text.splitlines() if line.strip()]
@@ -269,18 +268,21 @@ class Command(Evaluator):
         return text.strip(), path
 
     def _outcome(self, where: str, text: str, path: Path, info: dict[str, Any]) -> Outcome:
-        def wrong(rule: str, got: object) -> EvaluationError:
+        def wrong(rule: str, got: object, why: object = "") -> EvaluationError:
             shown = repr(got) if len(repr(got)) <= 200 else repr(got)[:200] + "..."
-            return EvaluationError(f"{where}: {rule}, got {shown} in {path}. Write a number or {{task: number}}")
+            reason = f" ({why})" if why else ""
+            return EvaluationError(
+                f"{where}: {rule}, got {shown} in {path}{reason}. Write a number or {{task: number}}"
+            )
 
         try:
-            found = json.loads(text)
-        except ValueError:
+            found = json_value(text)
+        except ValueError as error:
             try:
                 # "inf" and ".5" are numbers to most programs, though not to JSON.
                 found = float(text)
             except ValueError:
-                raise wrong("the result must be JSON", text) from None
+                raise wrong("the result must be JSON", text, error) from None
         if _is_number(found):
             found = {self.task: found}
         if not isinstance(found, dict) or not found:
@@ -328,6 +330,11 @@ def _pieces(word: str) -> Iterator[tuple[str, str | None, str]]:
     for text, name, form, conversion in pieces:
         if conversion or "{" in (form or ""):
             raise InvalidSpec(f"command: placeholders must be {{name}} or {{name:format}}, got {word!r}. Simplify it")
+        if any(int(digits) > _WIDEST for digits in re.findall("[0-9]+", form or "")):
+            raise InvalidSpec(
+                f"command: a format must ask for at most {_WIDEST} characters or digits, got {{{name}:{form}}}. "
+                "Use {name} for all digits"
+            )
         yield text, name, form or ""
 
 
@@ -387,9 +394,9 @@ def _exit(code: int) -> str:
 def _log_advice(directory: Path, lines: int = 10) -> str:
     """Where the log is, and its end."""
     path = directory / "log.txt"
-    if not path.is_file():
-        return f"There is no log: the program removed {path}"
-    with open(path, "rb") as log:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-        tail = log.read().decode("utf-8", errors="replace").rstrip().splitlines()[-lines:]
+    try:
+        text = read_end(path, directory, largest=4096)
+    except ValueError as error:
+        return f"There is no log: the program made of {path} {error}"
+    tail = text.rstrip().splitlines()[-lines:]
     return f"See {path}" + (", which ends with:\n" + "\n".join(tail) if tail else ", which is empty")

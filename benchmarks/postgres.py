@@ -21,7 +21,7 @@ USER = "excursion"
 def programs() -> Path | None:
     """The folder of initdb and pg_ctl; None where PostgreSQL's server is not installed."""
     found = shutil.which("initdb")
-    folders = [os.path.dirname(found)] if found else sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+    folders = [os.path.dirname(os.path.realpath(found))] if found else sorted(glob.glob("/usr/lib/postgresql/*/bin"))
     return Path(folders[-1]) if folders else None
 
 

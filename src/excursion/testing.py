@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -107,6 +109,12 @@ class StoreContract:
             lambda: store.release("b", owner="me"),
             lambda: store.release("b", number=0),
             lambda: store.finish("b", 0, Outcome.of(1.0)),
+            lambda: store.renew("b", "me", 1.0),
+            lambda: store.expire("b"),
+            lambda: store.review("b", 0, "approved"),
+            lambda: store.hold("b", "ask", "me", 1.0),
+            lambda: store.drop("b", "ask", "me"),
+            lambda: store.counts("b"),
         ]
         with pytest.raises(UnknownCampaign, match=r"no campaign of this name, got 'b'\. The store is empty"):
             store.trials("b")
@@ -400,6 +408,213 @@ class StoreContract:
         assert trial.outcome is not None
         assert trial.outcome.info == {"k": [1]}
 
+    # -- leases
+
+    def test_an_expired_lease_is_claimed_again(self, store: Store) -> None:
+        """By whoever comes once nothing else is queued; what has no lease stays with its owner."""
+        _with_trials(store, 3)
+        store.claim("a", "for good")
+        dead = store.claim("a", "dead", lease=0.05)
+        assert dead is not None
+        assert dead.expires is not None
+        assert dead.expires > (dead.started or 0)
+        alive = store.claim("a", "alive", lease=60)
+        assert store.claim("a", "next") is None
+        assert store.claim("a", "next", 1) is None
+        time.sleep(0.1)
+        again = store.claim("a", "next", lease=60)
+        assert again is not None
+        assert (again.number, again.owner, again.seed) == (1, "next", dead.seed)
+        assert store.trials("a")[2] == alive
+        assert store.claim("a", "late") is None
+        kinds = [(e.kind, e.owner) for e in store.events("a", 1)]
+        assert kinds == [("ask", None), ("claim", "dead"), ("expire", "dead"), ("claim", "next")]
+
+    def test_leases_expire_when_asked(self, store: Store) -> None:
+        """And only those that have ended."""
+        _with_trials(store, 3)
+        store.claim("a", "one", lease=0.05)
+        store.claim("a", "two", lease=60)
+        store.claim("a", "three")
+        assert store.expire("a") == []
+        time.sleep(0.1)
+        (expired,) = store.expire("a")
+        assert (expired.number, expired.state, expired.owner, expired.expires) == (0, "queued", None, None)
+        assert [t.state for t in store.trials("a")] == ["queued", "running", "running"]
+
+    def test_a_renewed_lease_goes_on(self, store: Store) -> None:
+        """For all trials of its owner; nobody gets back what was lost."""
+        _with_trials(store, 4)
+        for _ in range(2):
+            store.claim("a", "me", lease=0.2)
+        store.claim("a", "you", lease=0.2)
+        store.claim("a", "me")
+        assert store.renew("a", "me", 60) == {0, 1, 3}
+        time.sleep(0.3)
+        assert [t.number for t in store.expire("a")] == [2]
+        assert store.renew("a", "you", 60) == frozenset()
+        assert store.renew("a", "nobody", 60) == frozenset()
+        assert [t.expires is None for t in store.trials("a")] == [False, False, True, True]
+        store.finish("a", 0, Outcome.of(1.0))
+        assert store.renew("a", "me", 60) == {1, 3}
+        assert store.trials("a")[0].expires is None
+
+    def test_a_late_word_counts(self, store: Store) -> None:
+        """Whoever lost a trial may tell it first; the log says who did."""
+        _with_trials(store, 1)
+        store.claim("a", "slow", lease=0.05)
+        time.sleep(0.1)
+        store.claim("a", "fast", lease=60)
+        done = store.finish("a", 0, Outcome.of(1.0), owner="slow")
+        assert (done.state, done.owner, done.told) == ("complete", "fast", 0)
+        assert store.events("a")[-1].owner == "slow"
+        with pytest.raises(TrialFinished):
+            store.finish("a", 0, Outcome.of(1.0), owner="fast")
+
+    @pytest.mark.parametrize("lease", [0, -1.0, math.inf, math.nan, True, "1"])
+    def test_a_lease_is_a_positive_time(self, store: Store, lease: Any) -> None:
+        """Of seconds."""
+        _with_trials(store, 1)
+        for call in (lambda: store.claim("a", "me", lease=lease), lambda: store.renew("a", "me", lease)):
+            with pytest.raises(StoreError, match="the lease must be a positive number of seconds, got"):
+                call()
+        with pytest.raises(StoreError, match="the time must be a positive number of seconds, got"):
+            store.hold("a", "ask", "me", lease)
+        assert store.trials("a")[0].state == "queued"
+
+    def test_owners_are_text_that_any_database_holds(self, store: Store) -> None:
+        """And so are notes and locks."""
+        _with_trials(store, 1)
+        calls: list[Any] = [
+            lambda: store.claim("a", "a\0b"),
+            lambda: store.claim("a", "\ud800"),
+            lambda: store.finish("a", 0, Outcome.of(1.0), owner="a\0b"),
+            lambda: store.review("a", 0, "rejected", note="a\0b"),
+            lambda: store.hold("a", "ask", "a\0b", 1.0),
+            lambda: store.hold("a", "a\0b", "me", 1.0),
+        ]
+        for call in calls:
+            with pytest.raises(StoreError, match="must be Unicode text without NUL"):
+                call()
+        assert store.trials("a")[0].state == "queued"
+
+    # -- people
+
+    def test_what_is_proposed_waits_for_approval(self, store: Store) -> None:
+        """Nobody can claim it before."""
+        store.create("a", {})
+        (first,) = store.add("a", _points(1), after=0, seeds=[0], approval="proposed")
+        store.add("a", _points(1), after=1, seeds=[1])
+        assert first.approval == "proposed"
+        assert store.claim("a", "w", 0) is None
+        claimed = store.claim("a", "w")
+        assert claimed is not None
+        assert claimed.number == 1
+        assert store.claim("a", "w") is None
+        approved = store.review("a", 0, "approved", owner="Ada", note="good point")
+        assert (approved.state, approved.approval) == ("queued", "approved")
+        assert store.review("a", 0, "approved", owner="Bob") == approved
+        claimed = store.claim("a", "w")
+        assert claimed is not None
+        assert (claimed.number, claimed.approval) == (0, "approved")
+        found = [(e.kind, e.owner, e.note) for e in store.events("a", 0)]
+        assert found == [
+            ("ask", None, ""),
+            ("propose", None, ""),
+            ("approve", "Ada", "good point"),
+            ("claim", "w", ""),
+        ]
+        with pytest.raises(StoreError, match="new trials are proposed, approved or need no approval, got 'submitted'"):
+            store.add("a", _points(1), after=2, seeds=[2], approval="submitted")
+
+    def test_what_was_submitted_is_with_people(self, store: Store) -> None:
+        """Until it is told or released; it has no lease."""
+        _with_trials(store, 3)
+        with pytest.raises(StoreError, match="whoever evaluates it must be named"):
+            store.review("a", 0, "submitted")
+        for number in (0, 1):
+            trial = store.review("a", number, "submitted", owner="production")
+            assert (trial.state, trial.approval, trial.owner, trial.expires) == (
+                "running",
+                "submitted",
+                "production",
+                None,
+            )
+        assert store.review("a", 0, "submitted", owner="production").started == store.trials("a")[0].started
+        assert store.claim("a", "w", 0) is None
+        assert store.expire("a") == []
+        done = store.finish("a", 0, Outcome.of(1.0))
+        assert (done.state, done.approval) == ("complete", "submitted")
+        (back,) = store.release("a", number=1)
+        assert (back.state, back.approval) == ("queued", "approved")
+        store.claim("a", "w", 2)
+        with pytest.raises(StoreError, match=r"only a queued trial can become submitted, got .* running with w"):
+            store.review("a", 2, "submitted", owner="production")
+
+    def test_a_rejection_is_for_good(self, store: Store) -> None:
+        """With its reason; of what waits, is approved, or runs."""
+        _with_trials(store, 4)
+        store.review("a", 0, "proposed")
+        store.review("a", 1, "approved")
+        store.claim("a", "w", 2)
+        with pytest.raises(StoreError, match="a rejection needs a reason, got none"):
+            store.review("a", 0, "rejected", note=" ")
+        for number in range(3):
+            trial = store.review("a", number, "rejected", note="excluded by LEP", owner="Ada")
+            assert (trial.state, trial.approval, trial.told) == ("invalid", "rejected", number)
+            assert trial.outcome == Outcome.failed("rejected: excluded by LEP", permanent=True)
+        assert store.trials("a")[:3] == [t for t in store.trials("a") if t.state == "invalid"]
+        assert [(e.kind, e.owner) for e in store.events("a", 0)][-2:] == [("reject", "Ada"), ("tell", "Ada")]
+        with pytest.raises(TrialFinished):
+            store.review("a", 0, "approved")
+        with pytest.raises(UnknownTrial):
+            store.review("a", 9, "approved")
+        with pytest.raises(StoreError, match="a decision is one of proposed, approved, submitted, rejected, got 'yes'"):
+            store.review("a", 3, "yes")  # type: ignore[arg-type]
+
+    # -- locks and counts
+
+    def test_one_holds_a_lock(self, store: Store) -> None:
+        """Until it lets go or its time is over; each campaign has its own."""
+        store.create("a", {})
+        store.create("b", {})
+        assert store.hold("a", "ask", "me", 60)
+        assert store.hold("a", "ask", "me", 0.05)
+        assert not store.hold("a", "ask", "you", 60)
+        assert store.hold("b", "ask", "you", 60)
+        assert store.hold("a", "else", "you", 60)
+        store.drop("a", "ask", "you")
+        assert not store.hold("a", "ask", "you", 60)
+        time.sleep(0.1)
+        assert store.hold("a", "ask", "you", 60)
+        assert not store.hold("a", "ask", "me", 60)
+        store.drop("a", "ask", "you")
+        assert store.hold("a", "ask", "me", 60)
+
+    def test_counts(self, store: Store) -> None:
+        """Of the states that occur."""
+        store.create("a", {})
+        assert store.counts("a") == {}
+        store.add("a", _points(4), after=0, seeds=range(4))
+        store.claim("a", "me")
+        store.finish("a", 1, Outcome.of(1.0))
+        assert store.counts("a") == {"queued": 2, "running": 1, "complete": 1}
+
+    def test_another_process_sees_what_is_new(self, store: Store) -> None:
+        """Whatever was read before."""
+        _with_trials(store, 4)
+        assert len(store.trials("a")) == 4
+        store.finish("a", 3, Outcome.of(1.0))
+        assert [t.told for t in store.trials("a")] == [None, None, None, 0]
+        store.finish("a", 0, Outcome.of(2.0))
+        claimed = store.claim("a", "me")
+        trials = store.trials("a")
+        assert trials[1] == claimed
+        assert [t.told for t in trials] == [1, None, None, 0]
+        assert store.trials("a") == trials
+
+    # -- the log, threads, closing
+
     def test_the_log_tells_who_did_what(self, store: Store) -> None:
         """In order, with time, machine and process."""
         _with_trials(store, 2)
@@ -417,6 +632,9 @@ class StoreContract:
             ("tell", 1, "two"),
         ]
         assert all(f"{e.host}:{e.pid}" == this_process() for e in events)
+        assert {e.version for e in events} == {version("excursion")}
+        assert [e.seed for e in events] == [0, 1, 1, 1, 1, 1]
+        assert store.events("a", 0) == events[:1]
         assert [e.time for e in events] == sorted(e.time for e in events)
 
     def test_threads_share_a_store(self, store: Store) -> None:

@@ -29,7 +29,8 @@ def parse_url(url: str | os.PathLike[str]) -> sa.URL:
     text = os.fspath(url)
     if "://" in text:
         try:
-            parsed = sa.make_url(text)
+            # The short scheme is libpq's.
+            parsed = sa.make_url(re.sub(r"^postgres://", "postgresql://", text))
             backend = parsed.get_backend_name()
         except (sa.exc.ArgumentError, ValueError) as error:
             raise StoreError(f"store: the URL must be one of a database, got {_shown(text)!r}. {_URLS}") from error
@@ -127,6 +128,11 @@ def passing(error: sa.exc.DBAPIError, opened: bool) -> bool:
     # Without a code it is the client's own: the connection was lost, or could not be made.
     gone = isinstance(error, sa.exc.OperationalError) and not isinstance(error.orig, sqlite3.Error)
     return gone and (opened or error.connection_invalidated or "starting up" in str(error.orig))
+
+
+def let_go(engine: sa.Engine, pid: int) -> None:
+    """Close the connections of an engine that this process made; those of a parent are left to it."""
+    engine.dispose(close=os.getpid() == pid)
 
 
 def _postgres_rules(engine: sa.Engine) -> None:

@@ -178,6 +178,7 @@ class MemoryStore(Store):
     def finish(self, name: str, number: int, outcome: Outcome, *, owner: str | None = None) -> Trial:
         """See `Store.finish`."""
         kept = outcome_of(outcome_json(f"trial {number} of {name!r}", outcome))
+        owner = owner and storable(f"trial {number} of {name!r}", "owner", owner)
         with self._lock:
             trial = self._trial(name, number)
             if not trial.pending:

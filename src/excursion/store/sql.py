@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +45,7 @@ from .base import (
     unknown_campaign,
     unknown_trial,
 )
-from .database import OUTAGE, Mode, advice, is_sqlite, make_engine, parse_url, passing
+from .database import OUTAGE, Mode, advice, is_sqlite, let_go, make_engine, parse_url, passing
 
 #: Version of the tables below. Stores of the versions in `_NEW` are brought to it when they are opened.
 SCHEMA = 4
@@ -207,6 +208,8 @@ class SqlStore(Store):
         """
         self._url = parse_url(url)
         self._engine = make_engine(self._url)
+        # A store may be dropped without being closed; then its connections are.
+        weakref.finalize(self, let_go, self._engine, os.getpid())
         self._lock = threading.Lock()
         self._finished: dict[tuple[str, float], tuple[int, dict[int, Trial]]] = {}
         self._opened = False

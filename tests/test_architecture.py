@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "excursion"
 
 # A module imports from the lines above its own, and from its own package. `testing` and the front page may import all.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "threads"),
+    ("errors", "owners", "threads"),
     ("secrets", "untrusted"),
     ("constraint",),
     ("data", "space", "levelset"),
@@ -56,7 +56,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "mt2": ("examples/sleptons.py",),
     "fastjet": ("examples/sleptons.py",),
     "awkward": ("examples/sleptons.py",),
-    "psutil": ("runner.py",),
+    "psutil": ("owners.py",),
     "threadpoolctl": ("threads.py",),
     "typer": ("cli.py",),
     "rich": ("runner.py", "cli.py"),

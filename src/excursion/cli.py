@@ -180,18 +180,25 @@ def sets(
 
 
 @app.command()
-def doctor(store: StoreArgument, name: NameArgument = None, as_json: AsJson = False) -> None:
-    """Say what is wrong or odd: failures that cluster, errors, trials that hang, thresholds that nothing crosses."""
+def doctor(
+    store: StoreArgument,
+    name: NameArgument = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair in the store what can be repaired.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong or odd: failures that cluster, errors, trials that hang, thresholds that nothing crosses.
+
+    The store is checked, too: damaged rows, gaps, lines missing in the log, leases that ended, processes that died.
+    """
     with _reported():
         import time
         from dataclasses import asdict
 
         from .campaign import Campaign
-        from .doctor import diagnose
+        from .doctor import examine
         from .report.tables import strict_json
 
-        campaign = Campaign.open(store, name)
-        found = diagnose(campaign.problem, campaign.trials, time.time())
+        found = examine(Campaign.open(store, name), time.time(), repair=repair)
         if as_json:
             typer.echo(strict_json([asdict(finding) for finding in found]))
         else:

@@ -18,7 +18,9 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from .belief import temperature
+from .campaign import Campaign
 from .data import INFORMATIVE, Trial
+from .owners import is_dead
 from .problem import Problem
 from .space import Parameter
 from .viability import by_point
@@ -42,16 +44,46 @@ class Finding:
     """Something that is wrong or odd.
 
     Attributes:
-        kind: "cluster", "chance", "error", "slow", "one-sided", "infinite", "missing" or "overconfident".
+        kind: "cluster", "chance", "error", "slow", "one-sided", "infinite", "missing" or "overconfident"; of the store
+            "dead" or one of `Fault.kind`.
         text: a sentence for people.
         trials: numbers of the trials it is about.
         constraint: for a cluster: what might be declared.
+        repaired: whether it is no more.
     """
 
     kind: str
     text: str
     trials: tuple[int, ...] = ()
     constraint: str | None = None
+    repaired: bool = False
+
+
+def examine(campaign: Campaign, now: float | None = None, *, repair: bool = False) -> list[Finding]:
+    """What is wrong with a campaign and its store, the store first; `diagnose` for what is odd with the results.
+
+    Args:
+        campaign: which.
+        now: see `diagnose`.
+        repair: repair in the store what can be repaired (see `Store.check`), and queue again what dead processes of
+            this machine were running.
+    """
+    store, name = campaign.store, campaign.name
+    found = []
+    for fault in store.check(name, repair=repair):
+        done = f"; {'repaired' if repair else 'doctor --repair would'}: {fault.repair}" if fault.repair else ""
+        found.append(Finding(fault.kind, fault.text + done, fault.trials, repaired=repair and bool(fault.repair)))
+    if any(f.kind in ("row", "campaign") and not f.repaired for f in found):
+        return found  # the history cannot be read
+    for owner in sorted({t.owner for t in campaign.trials if t.state == "running" and t.owner}):
+        if is_dead(owner):
+            lost = tuple(t.number for t in campaign.trials if t.state == "running" and t.owner == owner)
+            if repair:
+                store.release(name, owner=owner)
+            text = f"trials {_listed(lost)} are run by {owner}, a process that does not exist any more; "
+            text += "repaired: they are queued again" if repair else "a run, or doctor --repair, would queue them again"
+            found.append(Finding("dead", text, lost, repaired=repair))
+    return found + diagnose(campaign.problem, campaign.trials, now)
 
 
 def diagnose(problem: Problem, trials: Sequence[Trial], now: float | None = None) -> list[Finding]:

@@ -6,17 +6,14 @@ import contextlib
 import math
 import numbers
 import os
-import socket
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
-import psutil
 import rich.console
 import rich.live
 import rich.table
@@ -33,6 +30,7 @@ from .errors import (
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
 from .forecast import Forecast, forecast, latest, pace, paid, unit
+from .owners import is_dead, new_owner
 from .precision import Precision, parse
 
 #: A trial that was in flight when this many worker pools broke, alone the last time, is recorded as failed.
@@ -106,7 +104,7 @@ def run(
     if workers is None:
         known = getattr(executor, "_max_workers", None) if executor is not None else min(batch, os.cpu_count() or 1)
         workers = known if isinstance(known, int) else os.cpu_count() or 1
-    store, name, owner = campaign.store, campaign.name, _owner()
+    store, name, owner = campaign.store, campaign.name, new_owner()
     _release_dead(campaign)
     started, evaluations, failed = time.monotonic(), 0, 0
     exhausted, reason, last_error = False, "", ""
@@ -234,24 +232,11 @@ class _Watch:
         return replace(found, seconds=None)
 
 
-def _owner() -> str:
-    """host:pid:start:run; the start tells this process from a later one with the same number."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}:{uuid.uuid4().hex[:8]}"
-
-
 def _release_dead(campaign: Campaign) -> list[Trial]:
     """Queue again what processes of this host had claimed that do not exist any more."""
     released = []
     for owner in {t.owner for t in campaign.trials if t.state == "running" and t.owner}:
-        host, _, rest = owner.partition(":")
-        pid, start = [*rest.split(":"), "", ""][:2]
-        if host != socket.gethostname() or not pid.isdigit():
-            continue
-        try:
-            alive = not start or f"{psutil.Process(int(pid)).create_time():.2f}" == start
-        except psutil.NoSuchProcess:
-            alive = False
-        if not alive:
+        if is_dead(owner):
             released += campaign.store.release(campaign.name, owner=owner)
     if released:
         _give_up(campaign, {t.number for t in released})

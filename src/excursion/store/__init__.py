@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 
-from .base import Event, Store, this_process
+from .base import Event, Fault, Store, this_process
 from .memory import MemoryStore
-from .sql import SCHEMA, SqlStore
+from .sql import SqlStore
+from .tables import SCHEMA
 
-__all__ = ["SCHEMA", "Event", "MemoryStore", "SqlStore", "Store", "open_store", "this_process"]
+__all__ = ["SCHEMA", "Event", "Fault", "MemoryStore", "SqlStore", "Store", "open_store", "this_process"]
 
 
 def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:

@@ -71,6 +71,23 @@ class Event:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Something in a store that must not be.
+
+    Attributes:
+        kind: "file", "index", "campaign", "row", "gap", "order", "state", "log" or "lease".
+        text: a sentence for people.
+        trials: numbers of the trials it is about.
+        repair: what a repair does about it (or has done); empty where nothing can be done.
+    """
+
+    kind: str
+    text: str
+    trials: tuple[int, ...] = ()
+    repair: str = ""
+
+
 class Store(AbstractContextManager["Store"]):
     """Where campaigns live. Safe for several threads; `SqlStore` also for several processes.
 
@@ -274,6 +291,18 @@ class Store(AbstractContextManager["Store"]):
     @abstractmethod
     def counts(self, name: str) -> dict[str, int]:
         """State -> number of trials, for the states that occur; quick, whatever their number."""
+
+    @abstractmethod
+    def check(self, name: str, *, repair: bool = False) -> list[Fault]:
+        """Look for what must not be in a campaign: damaged rows, gaps, lines missing in the log, leases that ended.
+
+        Args:
+            name: the campaign.
+            repair: do what `Fault.repair` says, in one transaction. Nothing is thrown away.
+
+        Returns:
+            What was found; nothing in a healthy campaign.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -514,3 +543,17 @@ def duplicate(where: str, name: str) -> DuplicateCampaign:
     return DuplicateCampaign(
         f"{where}: a campaign's name can be used once, got {name!r} again. Open the campaign or choose another name"
     )
+
+
+def ended_leases(over: Sequence[Trial]) -> Fault | None:
+    """What is wrong with running trials whose lease has ended."""
+    if not over:
+        return None
+    who = sorted({t.owner or "nobody" for t in over})
+    text = f"{len(over)} running trials have leases that ended, of {listed(who)}; whoever ran them is dead or cut off"
+    return Fault("lease", text, tuple(t.number for t in over), "they are queued again")
+
+
+def listed(items: Sequence[Any], most: int = 12) -> str:
+    """The first of some items."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

@@ -16,11 +16,13 @@ from .base import (
     CLAIMABLE,
     REVIEWS,
     Event,
+    Fault,
     Kind,
     Store,
     asks,
     campaign_json,
     duplicate,
+    ended_leases,
     events_of,
     finished,
     outcome_json,
@@ -226,6 +228,15 @@ class MemoryStore(Store):
         """See `Store.counts`."""
         with self._lock:
             return dict(Counter(t.state for t in self._check(name)))
+
+    def check(self, name: str, *, repair: bool = False) -> list[Fault]:
+        """See `Store.check`."""
+        with self._lock:
+            now = time.time()
+            over = [t for t in self._check(name) if t.state == "running" and t.expires is not None and t.expires < now]
+            if repair:
+                self._expire(name)
+            return [fault] if (fault := ended_leases(over)) else []
 
     def _check(self, name: str) -> list[Trial]:
         if name not in self._trials:

@@ -21,9 +21,9 @@ from ..data import PENDING, Approval, Outcome, Proposal, Trial
 from ..errors import SchemaMismatch, StoreError
 from .base import (
     CLAIMABLE,
-    NAME_LENGTH,
     REVIEWS,
     Event,
+    Fault,
     Kind,
     Store,
     asks,
@@ -32,7 +32,6 @@ from .base import (
     events_of,
     finished,
     outcome_json,
-    outcome_of,
     positive,
     queued,
     rejection,
@@ -45,136 +44,13 @@ from .base import (
     unknown_campaign,
     unknown_trial,
 )
+from .check import check
 from .database import OUTAGE, Mode, advice, is_sqlite, let_go, make_engine, parse_url, passing
+from .tables import CAMPAIGN, EVENT, HOLD, META, NEW, SCHEMA, TABLES, TRIAL, from_row, to_row
 
-#: Version of the tables below. Stores of the versions in `_NEW` are brought to it when they are opened.
-SCHEMA = 4
 #: The number of our lock among PostgreSQL's advisory locks ("excursio" in ASCII, shortened to 63 bits).
 _ADVISORY = 0x6578637572736900
 T = TypeVar("T")
-
-_schema = sa.MetaData()
-_meta = sa.Table("excursion", _schema, sa.Column("schema_version", sa.Integer, primary_key=True))
-_campaign = sa.Table(
-    "campaign",
-    _schema,
-    sa.Column("name", sa.String(NAME_LENGTH), primary_key=True),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("created", sa.Double, nullable=False),
-)
-_trial = sa.Table(
-    "trial",
-    _schema,
-    sa.Column("campaign", sa.String(NAME_LENGTH), sa.ForeignKey("campaign.name"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("x", sa.Text, nullable=False),
-    sa.Column("basis", sa.Integer, nullable=False),
-    sa.Column("after", sa.Integer, nullable=False),
-    sa.Column("criterion", sa.Text, nullable=False),
-    sa.Column("score", sa.Double),
-    sa.Column("predicted", sa.Text, nullable=False),
-    sa.Column("belief", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("told", sa.Integer),
-    sa.Column("outcome", sa.Text),
-    sa.Column("asked", sa.Double, nullable=False),
-    sa.Column("started", sa.Double),
-    sa.Column("finished", sa.Double),
-    sa.Column("owner", sa.Text),
-    sa.Column("fidelity", sa.Text, nullable=False, server_default=""),
-    sa.Column("events", sa.BigInteger),
-    sa.Column("expires", sa.Double),
-    sa.Column("approval", sa.String(16), nullable=False, server_default=""),
-    sa.UniqueConstraint("campaign", "told"),
-    # A trial has an outcome and a place in the order of completion exactly when it is finished.
-    sa.CheckConstraint("(state IN ('queued', 'running')) = (told IS NULL)"),
-    sa.CheckConstraint("(told IS NULL) = (outcome IS NULL)"),
-    sa.Index("trial_state", "campaign", "state", "number"),
-)
-_event = sa.Table(
-    "event",
-    _schema,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("campaign", sa.String(NAME_LENGTH), sa.ForeignKey("campaign.name"), nullable=False, index=True),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("time", sa.Double, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("owner", sa.Text),
-    sa.Column("version", sa.Text, nullable=False, server_default=""),
-    sa.Column("seed", sa.BigInteger),
-    sa.Column("note", sa.Text, nullable=False, server_default=""),
-)
-_hold = sa.Table(
-    "hold",
-    _schema,
-    sa.Column("campaign", sa.String(NAME_LENGTH), sa.ForeignKey("campaign.name"), primary_key=True),
-    sa.Column("what", sa.String(NAME_LENGTH), primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("expires", sa.Double, nullable=False),
-)
-#: Version of the tables -> the columns and tables that the next one has in addition; all columns have defaults.
-_NEW: dict[int, tuple[sa.Column | sa.Table, ...]] = {
-    2: (_trial.c.fidelity, _trial.c.events),
-    3: (_trial.c.expires, _trial.c.approval, _event.c.version, _event.c.seed, _event.c.note, _hold),
-}
-
-
-def _from_row(row: Any) -> Trial:
-    try:
-        return _trial_of(row)
-    except ValueError as error:
-        raise StoreError(
-            f"trial {row.number}: its row must hold JSON, got {error}. The file is damaged: restore it from a backup"
-        ) from error
-
-
-def _trial_of(row: Any) -> Trial:
-    return Trial(
-        number=row.number,
-        x=json.loads(row.x),
-        basis=row.basis,
-        after=row.after,
-        criterion=row.criterion,
-        score=row.score,
-        predicted=json.loads(row.predicted),
-        belief=json.loads(row.belief),
-        state=row.state,
-        told=row.told,
-        outcome=outcome_of(row.outcome),
-        seed=row.seed,
-        asked=row.asked,
-        started=row.started,
-        finished=row.finished,
-        owner=row.owner,
-        fidelity=row.fidelity,
-        events=row.events,
-        expires=row.expires,
-        approval=row.approval,
-    )
-
-
-def _to_row(name: str, trial: Trial) -> dict[str, Any]:
-    """A new trial as a row; the columns of a later state stay NULL."""
-    return {
-        "campaign": name,
-        "number": trial.number,
-        "state": trial.state,
-        "x": json.dumps(trial.x),
-        "basis": trial.basis,
-        "after": trial.after,
-        "criterion": trial.criterion,
-        "score": trial.score,
-        "predicted": json.dumps(trial.predicted),
-        "belief": json.dumps(trial.belief),
-        "seed": trial.seed,
-        "asked": trial.asked,
-        "fidelity": trial.fidelity,
-        "events": trial.events,
-        "approval": trial.approval,
-    }
 
 
 class SqlStore(Store):
@@ -240,9 +116,9 @@ class SqlStore(Store):
         text, now = campaign_json(name, spec), time.time()
 
         def work(c: sa.Connection, again: bool) -> None:
-            row = c.execute(sa.select(_campaign).where(_campaign.c.name == name)).first()
+            row = c.execute(sa.select(CAMPAIGN).where(CAMPAIGN.c.name == name)).first()
             if row is None:
-                c.execute(_campaign.insert().values(name=name, spec=text, created=now))
+                c.execute(CAMPAIGN.insert().values(name=name, spec=text, created=now))
             elif not (again and row.created == now and row.spec == text):
                 raise duplicate(f"store {self.url}", name)
 
@@ -256,7 +132,7 @@ class SqlStore(Store):
 
     def names(self) -> list[str]:
         """See `Store.names`."""
-        return self._do("read", lambda c, _: sorted(c.scalars(sa.select(_campaign.c.name))))
+        return self._do("read", lambda c, _: sorted(c.scalars(sa.select(CAMPAIGN.c.name))))
 
     def spec(self, name: str) -> dict[str, Any]:
         """See `Store.spec`."""
@@ -264,7 +140,7 @@ class SqlStore(Store):
 
     def trials(self, name: str, since: int = 0) -> list[Trial]:
         """See `Store.trials`."""
-        t = _trial.c
+        t = TRIAL.c
 
         def work(c: sa.Connection, _: bool) -> tuple[tuple[str, float], dict[int, Trial], list[Any]]:
             key = (name, self._campaign(c, name, lock=False).created)
@@ -272,10 +148,10 @@ class SqlStore(Store):
                 told, known = self._finished.get(key, (0, {}))
             # Places are given one after the other, each after the one before is committed: none can turn up later.
             new = sa.or_(t.told.is_(None), t.told >= told)
-            return key, known, list(c.execute(sa.select(_trial).where(t.campaign == name, new)).all())
+            return key, known, list(c.execute(sa.select(TRIAL).where(t.campaign == name, new)).all())
 
         key, known, rows = self._do("read", work)
-        read = {row.number: _from_row(row) for row in rows}
+        read = {row.number: from_row(row) for row in rows}
         finished_now = {number: trial for number, trial in read.items() if trial.told is not None}
         everything = known | read
         if finished_now:
@@ -287,7 +163,7 @@ class SqlStore(Store):
 
     def events(self, name: str, number: int | None = None) -> list[Event]:
         """See `Store.events`."""
-        e = _event.c
+        e = EVENT.c
 
         def work(c: sa.Connection, _: bool) -> list[Any]:
             self._campaign(c, name, lock=False)
@@ -305,7 +181,7 @@ class SqlStore(Store):
 
         def work(c: sa.Connection, again: bool) -> None:
             if self._may_append(c, name, new, after, again):
-                c.execute(_trial.insert(), [_to_row(name, trial) for trial in new])
+                c.execute(TRIAL.insert(), [to_row(name, trial) for trial in new])
                 self._log(c, name, asks(new))
 
         self._do("write", work)
@@ -330,11 +206,11 @@ class SqlStore(Store):
             done = told_trials(name, new, outcomes, _next_place(c, name))
             if done:
                 rows = [
-                    _to_row(name, trial)
+                    to_row(name, trial)
                     | {"told": trial.told, "outcome": outcome_json("trial", outcome), "finished": trial.finished}
                     for trial, outcome in zip(done, outcomes)
                 ]
-                c.execute(_trial.insert(), rows)
+                c.execute(TRIAL.insert(), rows)
                 self._log(c, name, asks(done) + events_of("tell", done))
             return done
 
@@ -344,7 +220,7 @@ class SqlStore(Store):
         """See `Store.claim`."""
         where = f"campaign {name!r}: claim"
         owner, seconds = storable(where, "owner", owner), None if lease is None else positive(where, "lease", lease)
-        t, started = _trial.c, time.time()
+        t, started = TRIAL.c, time.time()
         free = sa.select(t.number).where(t.campaign == name, t.state == "queued", t.approval.in_(CLAIMABLE))
         free = free.where(t.number == number) if number is not None else free.order_by(t.number).limit(1)
         # On PostgreSQL two workers claim at the same time: each skips what the other is about to take.
@@ -352,9 +228,9 @@ class SqlStore(Store):
 
         def work(c: sa.Connection, again: bool) -> Trial | None:
             if again:
-                mine = sa.select(_trial).where(t.campaign == name, t.owner == owner, t.started == started)
+                mine = sa.select(TRIAL).where(t.campaign == name, t.owner == owner, t.started == started)
                 if (row := c.execute(mine.where(t.state == "running")).first()) is not None:
-                    return _from_row(row)
+                    return from_row(row)
             for expired in (False, True):
                 if expired:
                     self._campaign(c, name)
@@ -375,13 +251,13 @@ class SqlStore(Store):
 
     def renew(self, name: str, owner: str, lease: float) -> frozenset[int]:
         """See `Store.renew`."""
-        seconds, t = positive(f"campaign {name!r}: renew", "lease", lease), _trial.c
+        seconds, t = positive(f"campaign {name!r}: renew", "lease", lease), TRIAL.c
         mine = (t.campaign == name, t.owner == owner, t.state == "running")
 
         def work(c: sa.Connection, _: bool) -> frozenset[int]:
             self._campaign(c, name, lock=False)
             end = sa.case((t.expires.is_(None), None), else_=self._clock() + seconds)
-            return frozenset(c.scalars(_trial.update().where(*mine).values(expires=end).returning(t.number)))
+            return frozenset(c.scalars(TRIAL.update().where(*mine).values(expires=end).returning(t.number)))
 
         return self._do("write", work)
 
@@ -396,12 +272,12 @@ class SqlStore(Store):
 
     def release(self, name: str, *, number: int | None = None, owner: str | None = None) -> list[Trial]:
         """See `Store.release`."""
-        t = _trial.c
+        t = TRIAL.c
 
         def work(c: sa.Connection, _: bool) -> list[Trial]:
             self._campaign(c, name)
             release_what(name, number, owner)
-            running = sa.select(_trial).where(t.campaign == name, t.state == "running").order_by(t.number)
+            running = sa.select(TRIAL).where(t.campaign == name, t.state == "running").order_by(t.number)
             if number is not None:
                 self._one(c, name, number)
                 running = running.where(t.number == number)
@@ -454,7 +330,7 @@ class SqlStore(Store):
 
     def hold(self, name: str, what: str, owner: str, seconds: float) -> bool:
         """See `Store.hold`."""
-        where, h = f"campaign {name!r}: hold", _hold.c
+        where, h = f"campaign {name!r}: hold", HOLD.c
         what, owner = storable(where, "lock", what), storable(where, "owner", owner)
         seconds = positive(where, "time", seconds)
 
@@ -462,28 +338,28 @@ class SqlStore(Store):
             self._campaign(c, name)
             now, this = self._clock(), (h.campaign == name, h.what == what)
             may = sa.or_(h.owner == owner, h.expires < now)
-            if c.execute(_hold.update().where(*this, may).values(owner=owner, expires=now + seconds)).rowcount:
+            if c.execute(HOLD.update().where(*this, may).values(owner=owner, expires=now + seconds)).rowcount:
                 return True
             if c.execute(sa.select(h.owner).where(*this)).first() is not None:
                 return False
-            c.execute(_hold.insert().values(campaign=name, what=what, owner=owner, expires=now + seconds))
+            c.execute(HOLD.insert().values(campaign=name, what=what, owner=owner, expires=now + seconds))
             return True
 
         return self._do("write", work)
 
     def drop(self, name: str, what: str, owner: str) -> None:
         """See `Store.drop`."""
-        h = _hold.c
+        h = HOLD.c
 
         def work(c: sa.Connection, _: bool) -> None:
             self._campaign(c, name)
-            c.execute(_hold.delete().where(h.campaign == name, h.what == what, h.owner == owner))
+            c.execute(HOLD.delete().where(h.campaign == name, h.what == what, h.owner == owner))
 
         self._do("write", work)
 
     def counts(self, name: str) -> dict[str, int]:
         """See `Store.counts`."""
-        t = _trial.c
+        t = TRIAL.c
 
         def work(c: sa.Connection, _: bool) -> dict[str, int]:
             self._campaign(c, name, lock=False)
@@ -491,6 +367,20 @@ class SqlStore(Store):
             return {state: int(n) for state, n in c.execute(found).all()}
 
         return self._do("read", work)
+
+    def check(self, name: str, *, repair: bool = False) -> list[Fault]:
+        """See `Store.check`."""
+        lite = is_sqlite(self._url)
+
+        def work(c: sa.Connection, _: bool) -> list[Fault]:
+            self._campaign(c, name)
+            return check(c, name, self._clock(), repair, lite)
+
+        found = self._do("write" if repair else "read", work)
+        if repair and found:
+            with self._lock:
+                self._finished.clear()
+        return found
 
     # -- one transaction
 
@@ -522,12 +412,12 @@ class SqlStore(Store):
         The lock makes the writers of one campaign queue up on PostgreSQL, so that counting and writing are
         one step (SQLite ignores FOR UPDATE: there the whole transaction is exclusive already).
         """
-        query = sa.select(_campaign).where(_campaign.c.name == name)
+        query = sa.select(CAMPAIGN).where(CAMPAIGN.c.name == name)
         if lock and c.get_execution_options()["excursion"] == "write":
             query = query.with_for_update(key_share=True)
         row = c.execute(query).first()
         if row is None:
-            raise unknown_campaign(f"store {self.url}", name, list(c.scalars(sa.select(_campaign.c.name))))
+            raise unknown_campaign(f"store {self.url}", name, list(c.scalars(sa.select(CAMPAIGN.c.name))))
         return row
 
     def _may_append(self, c: sa.Connection, name: str, new: Sequence[Trial], after: int, again: bool) -> bool:
@@ -547,23 +437,23 @@ class SqlStore(Store):
         return bool(new)
 
     def _one(self, c: sa.Connection, name: str, number: int) -> Trial:
-        row = c.execute(sa.select(_trial).where(_trial.c.campaign == name, _trial.c.number == number)).first()
+        row = c.execute(sa.select(TRIAL).where(TRIAL.c.campaign == name, TRIAL.c.number == number)).first()
         if row is None:
             raise unknown_trial(name, number, _count(c, name))
-        return _from_row(row)
+        return from_row(row)
 
     def _change(self, c: sa.Connection, name: str, number: int, values: dict[str, Any]) -> Trial:
-        t = _trial.c
+        t = TRIAL.c
         # The condition on the state repeats what was checked: no finished row is written, whatever happens.
         row = c.execute(
-            _trial.update()
+            TRIAL.update()
             .where(t.campaign == name, t.number == number, t.state.in_(PENDING))
             .values(**values)
-            .returning(_trial)
+            .returning(TRIAL)
         ).first()
         if row is None:
             raise StoreError(f"trial {number} of {name!r}: it changed during a transaction. Report this as a bug")
-        return _from_row(row)
+        return from_row(row)
 
     def _finish(
         self, c: sa.Connection, name: str, number: int, state: str, outcome: str, now: float, owner: str | None
@@ -574,19 +464,19 @@ class SqlStore(Store):
         return trial
 
     def _expire(self, c: sa.Connection, name: str) -> list[Trial]:
-        t = _trial.c
-        over = sa.select(_trial).where(t.campaign == name, t.state == "running", t.expires < self._clock())
+        t = TRIAL.c
+        over = sa.select(TRIAL).where(t.campaign == name, t.state == "running", t.expires < self._clock())
         return self._requeue(c, name, "expire", over.order_by(t.number))
 
     def _requeue(self, c: sa.Connection, name: str, kind: Kind, which: sa.Select) -> list[Trial]:
-        dead = [_from_row(row) for row in c.execute(which.with_for_update()).all()]
+        dead = [from_row(row) for row in c.execute(which.with_for_update()).all()]
         self._log(c, name, events_of(kind, dead))
         columns = ("state", "started", "owner", "expires", "approval")
         return [self._change(c, name, t.number, {k: getattr(to_queue(t), k) for k in columns}) for t in dead]
 
     def _log(self, c: sa.Connection, name: str, events: Sequence[Event]) -> None:
         if events:
-            c.execute(_event.insert(), [{"campaign": name, **vars(event)} for event in events])
+            c.execute(EVENT.insert(), [{"campaign": name, **vars(event)} for event in events])
 
     # -- opening
 
@@ -616,8 +506,8 @@ class SqlStore(Store):
                 c.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY)))
             # Somebody else may have been faster.
             if self._version(c) is None:
-                _schema.create_all(c)
-                c.execute(_meta.insert().values(schema_version=SCHEMA))
+                TABLES.create_all(c)
+                c.execute(META.insert().values(schema_version=SCHEMA))
 
         self._do("create", make)
 
@@ -632,16 +522,16 @@ class SqlStore(Store):
 
         def step(c: sa.Connection, _: bool) -> None:
             # On PostgreSQL the lock makes a second process wait here; on SQLite it has waited at the start.
-            version = c.scalar(sa.select(_meta.c.schema_version).with_for_update())
-            if version is None or not min(_NEW) <= version < SCHEMA:
+            version = c.scalar(sa.select(META.c.schema_version).with_for_update())
+            if version is None or not min(NEW) <= version < SCHEMA:
                 return  # somebody else was faster
-            for new in (new for v in range(version, SCHEMA) for new in _NEW[v]):
+            for new in (new for v in range(version, SCHEMA) for new in NEW[v]):
                 if isinstance(new, sa.Table):
                     new.create(c)
                 else:
                     ddl = sa.schema.CreateColumn(new).compile(dialect=c.dialect)
                     c.exec_driver_sql(f"ALTER TABLE {new.table.name} ADD COLUMN {ddl}")
-            c.execute(_meta.update().values(schema_version=SCHEMA))
+            c.execute(META.update().values(schema_version=SCHEMA))
 
         try:
             self._do("write", step)
@@ -656,13 +546,13 @@ class SqlStore(Store):
         tables = sa.inspect(c).get_table_names()
         if not tables:
             return None
-        if _meta.name not in tables:
+        if META.name not in tables:
             raise StoreError(
                 f"store {self.url}: must be an excursion store, "
                 f"got a database with the tables {sorted(tables)}. Name a new file or an empty database"
             )
-        version = c.scalar(sa.select(_meta.c.schema_version))
-        if version not in (*_NEW, SCHEMA):
+        version = c.scalar(sa.select(META.c.schema_version))
+        if version not in (*NEW, SCHEMA):
             newer = isinstance(version, int) and version > SCHEMA
             raise SchemaMismatch(
                 f"store {self.url}: this version of excursion reads and writes schema version {SCHEMA}, "
@@ -675,18 +565,18 @@ class SqlStore(Store):
 
 def _next_place(c: sa.Connection, name: str) -> int:
     """How many trials have been told."""
-    last = c.scalar(sa.select(sa.func.max(_trial.c.told)).where(_trial.c.campaign == name))
+    last = c.scalar(sa.select(sa.func.max(TRIAL.c.told)).where(TRIAL.c.campaign == name))
     return 0 if last is None else last + 1
 
 
 def _count(c: sa.Connection, name: str) -> int:
-    last = c.scalar(sa.select(sa.func.max(_trial.c.number)).where(_trial.c.campaign == name))
+    last = c.scalar(sa.select(sa.func.max(TRIAL.c.number)).where(TRIAL.c.campaign == name))
     return 0 if last is None else last + 1
 
 
 def _several(name: str, since: int) -> sa.Select:
     """The trials numbered `since` and above."""
-    return sa.select(_trial).where(_trial.c.campaign == name, _trial.c.number >= since).order_by(_trial.c.number)
+    return sa.select(TRIAL).where(TRIAL.c.campaign == name, TRIAL.c.number >= since).order_by(TRIAL.c.number)
 
 
 def _reopen(url: sa.URL) -> SqlStore:

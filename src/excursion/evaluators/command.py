@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import shutil
-import signal
-import string
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +15,10 @@ from ..data import Job, Outcome
 from ..errors import EvaluationError, ImpossiblePoint, InvalidOutcome, InvalidSpec
 from ..untrusted import LARGEST_RESULT, json_value, read_end, read_result
 from . import Evaluator
+from .program import OPTIONAL, RESERVED, about, exit_text, fill, log_advice, new_directory, pieces, split, wait
 
 __all__ = ["Command"]
 
-#: Placeholders that are not parameters.
-_RESERVED = ("workdir", "folder", "seed", "number", "fidelity", "events")
-#: Of these, the ones that only some campaigns give; elsewhere parameters may be called so.
-_OPTIONAL = ("fidelity", "events")
-#: Characters that a format may ask for.
-_WIDEST = 100
-#: Seconds between asking a program to end and killing it.
-_GRACE = 1.0
 _OUTCOME_KEYS = {"values", "variances", "bounds", "info"}
 
 
@@ -93,12 +82,17 @@ class Command(Evaluator):
         object.__setattr__(self, "environment", dict(self.environment))
         if self.parameters is not None:
             object.__setattr__(self, "parameters", tuple(self.parameters))
-        used = {name for word in _split(self.template) for _, name, _ in _pieces(word) if name is not None}
+        used = {
+            name
+            for word in split(self.template, "command")
+            for _, name, _ in pieces(word, "command")
+            if name is not None
+        }
         if self.parameters is not None:
             # Numbers of the kind that will come; the result is not used.
             x, job = dict.fromkeys(self.parameters, 0.5), Job({}, fidelity="x", events=1)
             self._words(
-                x, {k: v for k, v in self._reserved(Path(folder), job).items() if k not in _OPTIONAL or k not in x}
+                x, {k: v for k, v in self._reserved(Path(folder), job).items() if k not in OPTIONAL or k not in x}
             )
             if missing := sorted(set(self.parameters) - used):
                 raise InvalidSpec(
@@ -144,7 +138,7 @@ class Command(Evaluator):
         where = f"command at trial {job.number}"
         # Before the directory is made: a template that does not fit shall leave no trace.
         self._words(job.x, self._reserved(Path(self.workdir), job))
-        directory = self._new_directory(where, job.number)
+        directory = new_directory(Path(self.workdir), job.number, where)
         words = self._words(job.x, self._reserved(directory, job))
         start = time.monotonic()
         try:
@@ -152,14 +146,14 @@ class Command(Evaluator):
         except subprocess.TimeoutExpired:
             raise EvaluationError(
                 f"{where}: the program must end within {self.timeout:g} s, got no end and killed it. "
-                + _log_advice(directory)
+                + log_advice(directory)
             ) from None
         seconds = time.monotonic() - start
         if code != 0:
             kind = ImpossiblePoint if code in self.impossible_exit_codes else EvaluationError
             raise kind(
-                f"{where}: the program must end with exit code 0, got {_exit(code)} after {seconds:.1f} s. "
-                + _log_advice(directory)
+                f"{where}: the program must end with exit code 0, got {exit_text(code)} after {seconds:.1f} s. "
+                + log_advice(directory)
             )
         text, path = self._result(where, directory)
         return self._outcome(where, text, path, {"workdir": str(directory), "seconds": seconds})
@@ -167,21 +161,16 @@ class Command(Evaluator):
     # -- the command line
 
     def _reserved(self, directory: Path, job: Job) -> dict[str, Any]:
-        known = {"workdir": str(directory), "folder": self.folder, "seed": int(job.seed), "number": int(job.number)}
-        if job.fidelity:
-            known["fidelity"] = job.fidelity
-        if job.fidelity or job.events is not None:
-            known["events"] = int(job.events or 0)
-        return known
+        return {"workdir": str(directory), "folder": self.folder, **about(job)}
 
     def _words(self, x: Mapping[str, float], reserved: Mapping[str, Any]) -> list[str]:
         """The words of the command line, filled in."""
         if clash := sorted(set(x) & set(reserved)):
             raise InvalidSpec(
-                f"command: parameters must not be called {', '.join(_RESERVED)}, got {clash}. Rename the parameter"
+                f"command: parameters must not be called {', '.join(RESERVED)}, got {clash}. Rename the parameter"
             )
         values = {**{name: float(value) for name, value in x.items()}, **reserved}
-        words = [_fill(word, values, sorted(x)) for word in _split(self.template)]
+        words = [fill(word, values, sorted(x), "command") for word in split(self.template, "command")]
         if os.sep in words[0]:
             # A program's path is the user's, who thinks of `folder`; the process will run elsewhere.
             words[0] = os.path.join(self.folder, os.path.expanduser(words[0]))
@@ -189,64 +178,19 @@ class Command(Evaluator):
 
     # -- the process
 
-    def _new_directory(self, where: str, number: int) -> Path:
-        root = Path(self.workdir)
-        attempt = 0
-        while True:
-            directory = root / f"{number:05d}-{attempt}"
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-                # Making a directory is atomic: of two processes that try, one goes on to the next name.
-                directory.mkdir()
-                return directory
-            except OSError as error:
-                if not directory.is_dir():
-                    raise EvaluationError(
-                        f"{where}: its directory {directory} must be made, got {error}. "
-                        "Choose a workdir in which you may write"
-                    ) from error
-                attempt += 1
-
     def _run(self, where: str, words: Sequence[str], directory: Path) -> int:
         """Run until the end or the timeout (`TimeoutExpired`); returns the exit code, negative for a signal."""
+        limits: dict[str, Any] = {"environment": self.environment, "timeout": self.timeout, "where": where}
         with open(directory / "log.txt", "ab") as log:
             if self.result != "stdout":
-                return self._wait(where, words, directory, log, log)
+                return wait(words, directory, log, log, **limits)
             with open(directory / "stdout.txt", "w+b") as out:
                 try:
-                    return self._wait(where, words, directory, out, log)
+                    return wait(words, directory, out, log, **limits)
                 finally:
                     # What is kept of it a second time is bounded; all of it is in stdout.txt.
                     out.seek(max(0, out.seek(0, os.SEEK_END) - LARGEST_RESULT))
                     shutil.copyfileobj(out, log)
-
-    def _wait(self, where: str, words: Sequence[str], directory: Path, out: Any, log: Any) -> int:
-        try:
-            process = subprocess.Popen(
-                words,
-                cwd=directory,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                start_new_session=True,
-            )
-        except (FileNotFoundError, PermissionError) as error:
-            raise InvalidSpec(  # at every point: the run stops before the budget is spent on it
-                f"{where}: the program must be there and executable, got {words[0]!r}: {error}. "
-                "Check the template's first word"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise EvaluationError(
-                f"{where}: the program must be there and executable, got {words[0]!r}: {error}. "
-                "Check the template's first word"
-            ) from error
-        try:
-            return process.wait(self.timeout)
-        except BaseException:
-            # The timeout; or Ctrl-C, which does not reach a process of another session.
-            _end_group(process)
-            raise
 
     # -- the result
 
@@ -256,11 +200,11 @@ class Command(Evaluator):
             text = (read_end if self.result == "stdout" else read_result)(path, directory)
         except UnicodeDecodeError as error:
             raise EvaluationError(
-                f"{where}: the result {path} must be readable text, got {error}. " + _log_advice(directory)
+                f"{where}: the result {path} must be readable text, got {error}. " + log_advice(directory)
             ) from error
         except ValueError as error:
             raise EvaluationError(
-                f"{where}: the program must write its result to {path}, got {error}. " + _log_advice(directory)
+                f"{where}: the program must write its result to {path}, got {error}. " + log_advice(directory)
             ) from error
         if self.result == "stdout":
             lines = [line for line in text.splitlines() if line.strip()]
@@ -306,97 +250,5 @@ class Command(Evaluator):
             raise EvaluationError(f"{where}: the result in {path} makes no sense: {error}") from error
 
 
-def _split(template: str) -> list[str]:
-    try:
-        words = shlex.split(template)
-    except ValueError as error:
-        raise InvalidSpec(
-            f"command: the template must be words as in a shell, got {template!r} ({error}). Close the quotes"
-        ) from error
-    if not words:
-        raise InvalidSpec(f"command: the template must name a program, got {template!r}. Write 'program --x {{x}}'")
-    return words
-
-
-def _pieces(word: str) -> Iterator[tuple[str, str | None, str]]:
-    """The literal text, placeholder (or None) and format of each piece of a word."""
-    try:
-        pieces = list(string.Formatter().parse(word))
-    except ValueError as error:
-        raise InvalidSpec(
-            f"command: placeholders must be {{name}} or {{name:format}}, got {word!r} ({error}). "
-            "Double the braces that are meant as braces"
-        ) from error
-    for text, name, form, conversion in pieces:
-        if conversion or "{" in (form or ""):
-            raise InvalidSpec(f"command: placeholders must be {{name}} or {{name:format}}, got {word!r}. Simplify it")
-        if any(int(digits) > _WIDEST for digits in re.findall("[0-9]+", form or "")):
-            raise InvalidSpec(
-                f"command: a format must ask for at most {_WIDEST} characters or digits, got {{{name}:{form}}}. "
-                "Use {name} for all digits"
-            )
-        yield text, name, form or ""
-
-
-def _fill(word: str, values: Mapping[str, Any], parameters: Sequence[str]) -> str:
-    """The word with its placeholders replaced; names are looked up whole, never as attributes or indices."""
-    filled = []
-    for text, name, form in _pieces(word):
-        filled.append(text)
-        if name is None:
-            continue
-        if name not in values:
-            raise InvalidSpec(
-                f"command: placeholders must be parameters ({', '.join(parameters) or 'none'}) or one of "
-                f"{', '.join(_RESERVED)}, got {{{name}}} in {word!r}. "
-                + (
-                    f"Declare fidelities: this campaign gives no {name}"
-                    if name in _OPTIONAL
-                    else "Correct the template"
-                )
-            )
-        value = values[name]
-        try:
-            filled.append(format(value, form) if form else value if isinstance(value, str) else repr(value))
-        except ValueError as error:
-            raise InvalidSpec(
-                f"command: formats must fit the value, got {{{name}:{form}}} for {value!r} ({error}). "
-                "Use {name:.0f} for a number without digits"
-            ) from error
-    return "".join(filled)
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all of its group: asked first, killed soon after.
-
-    The process is not waited for until the end: as long as it is not, its number and its group's cannot be
-    given to another program, which we would kill.
-    """
-    os.killpg(process.pid, signal.SIGTERM)
-    time.sleep(_GRACE)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _exit(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _log_advice(directory: Path, lines: int = 10) -> str:
-    """Where the log is, and its end."""
-    path = directory / "log.txt"
-    try:
-        text = read_end(path, directory, largest=4096)
-    except ValueError as error:
-        return f"There is no log: the program made of {path} {error}"
-    tail = text.rstrip().splitlines()[-lines:]
-    return f"See {path}" + (", which ends with:\n" + "\n".join(tail) if tail else ", which is empty")

@@ -44,6 +44,8 @@ from .viability import ALWAYS, Viability, viability
 SPEC_VERSION = 1
 #: A threshold that was never crossed needs so many times the design to be believed.
 UNCROSSED = 3
+#: Points that can be asked for at once.
+MOST = 100_000
 #: Beliefs of the past that a forecast looks at.
 _MILESTONES = 10
 
@@ -296,8 +298,9 @@ class Campaign:
             InvalidPoint: n is not positive.
             SpaceExhausted: a quantised space has no point left; one with fewer than n gives what it has.
         """
-        if (n := whole("ask: the number of points", n)) < 1:
-            raise InvalidPoint(f"ask: the number of points must be at least 1, got {n!r}")
+        if not 1 <= (n := whole("ask: the number of points", n)) <= MOST:
+            rule = "at least 1" if n < 1 else f"at most {MOST}"
+            raise InvalidPoint(f"ask: the number of points must be {rule}, got {n!r:.80}")
         while True:
             trials = self.trials
             left = math.inf if limit is None else limit - self.problem.spent(trials)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,9 +244,7 @@ def tell(
         str | None,
         typer.Option("--json", help='JSON: {"task": value}, or {"values": ..., "variances": ...}.', metavar="JSON"),
     ] = None,
-    file: Annotated[
-        typer.FileText | None, typer.Option(help="File with such JSON; - for standard input.", encoding="utf-8")
-    ] = None,
+    file: Annotated[str | None, typer.Option(help="File with such JSON; - for standard input.", metavar="FILE")] = None,
     failed: Annotated[str | None, typer.Option(help="There is no value, for this reason.", metavar="REASON")] = None,
     impossible: Annotated[bool, typer.Option("--impossible", help="With --failed: it would fail again.")] = False,
     table: Annotated[
@@ -266,7 +265,11 @@ def tell(
             for trial in campaign.tell_table(table or ""):
                 typer.echo(f"trial {trial.number} is {trial.state}")
             return
-        text = file.read() if file is not None and text is None else text
+        if file is not None and text is None:
+            from .untrusted import LARGEST_RESULT, read_text
+
+            piped = sys.stdin.read(LARGEST_RESULT) if file == "-" else None
+            text = piped if piped is not None else read_text(file, InvalidOutcome, largest=LARGEST_RESULT)
         told = outcome(campaign.problem, values=value or (), text=text, failed=failed, permanent=impossible)
         typer.echo(f"trial {number} is {campaign.tell(number, told).state}")
 

@@ -320,7 +320,7 @@ def parse_cell(cell: Any, where: str) -> tuple[float | None, Literal["above", "b
         value = float(text)
     except (TypeError, ValueError, OverflowError):
         raise InvalidTable(
-            f"{where}: must be a number, '>number', '<number' or empty, got {cell!r}. Correct it"
+            f"{where}: must be a number, '>number', '<number' or empty, got {cell!r:.200}. Correct it"
         ) from None
     if math.isnan(value):
         if side:
@@ -440,7 +440,10 @@ def _value(value: Mapping[str, Any], where: str) -> Any:
 def _error(value: Mapping[str, Any], cell: Any, where: str) -> float | None:
     """All errors of a value, in quadrature."""
     found = []
-    for error in value.get("errors") or ():
+    errors = value.get("errors") or ()
+    if not isinstance(errors, list | tuple):
+        raise InvalidTable(f"{where}: errors must be a list, got {errors!r:.80}. See hepdata.net")
+    for error in errors:
         given = error.get("symerror", error.get("asymerror")) if isinstance(error, Mapping) else None
         sides = list(given.values()) if isinstance(given, Mapping) else [given]
         try:

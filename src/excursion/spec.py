@@ -39,7 +39,7 @@ from .runner import Report, run
 from .space import Parameter, ParameterSpace
 from .store import Store, open_store
 from .surrogate import RECIPES
-from .untrusted import json_value, read_text
+from .untrusted import json_value, read_text, require_small_yaml
 
 __all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume"]
 
@@ -133,6 +133,10 @@ def _read(text: str, file: str) -> _Document:
     Raises:
         InvalidSpec: no YAML, several documents, tags, keys given twice.
     """
+    try:
+        require_small_yaml(text, _LARGEST)
+    except ValueError as error:
+        raise InvalidSpec(f"{file}: must be short and shallow, got {error}. Write less; see docs/yaml.md") from None
     try:
         # The base loader gives every scalar as text and knows no tag that makes an object.
         node = yaml.compose(text, Loader=yaml.BaseLoader)
@@ -510,7 +514,7 @@ def _recipe(
     """The recipe meant by a name, or by {type: name, setting: value}; its fields are the keys."""
     settings = {"type": data} if isinstance(data, str) else dict(data)
     name = settings.pop("type", default)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise document.invalid(path, f"must be the name of a {what}", name, _suggestion(str(name), list(known)))
     settings = _given(document, _model(known[name]), settings, path)
     with document.at(path):

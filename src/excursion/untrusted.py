@@ -14,7 +14,17 @@ from typing import Any
 
 from .errors import ExcursionError
 
-__all__ = ["DEEPEST", "LARGEST", "json_value", "read_end", "read_result", "read_text", "yaml_value"]
+__all__ = [
+    "DEEPEST",
+    "LARGEST",
+    "LARGEST_RESULT",
+    "json_value",
+    "read_end",
+    "read_result",
+    "read_text",
+    "require_small_yaml",
+    "yaml_value",
+]
 
 #: Bytes of a file that a person names: a table of a million rows.
 LARGEST = 2**28
@@ -138,10 +148,9 @@ def yaml_value(text: str) -> Any:
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _require_bounds(yaml, text, loader)
-        return yaml.load(text, Loader=loader)
+        require_small_yaml(text, _NODES)
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
@@ -149,31 +158,46 @@ def yaml_value(text: str) -> Any:
         raise ValueError(f"a value that does not fit its tag ({type(error).__name__}: {error})") from None
 
 
-def _require_bounds(yaml: Any, text: str, loader: Any) -> None:
-    """Refuse what is deep or large; events come without a stack, so that this is safe for any text.
+def require_small_yaml(text: str, nodes: int) -> None:
+    """Refuse what is deep or large, quickly and without a stack: safe for any text, which the loaders are not.
+
+    (libyaml's end the process where lists are nested some ten thousand deep.)
+
+    Args:
+        text: YAML; at a mistake the check ends, as any loader will.
+        nodes: scalars, lists and mappings it may hold, aliases counted as often as they are used.
+
+    Raises:
+        ValueError: more than that, more than `DEEPEST` levels, an alias inside what it stands for.
 
     References:
-        "Billion laughs": aliases of lists of aliases of ... ; merge keys multiply in the same way.
+        "Billion laughs": lists of aliases of lists of aliases of ...; merge keys multiply in the same way.
     """
+    import yaml
+
     sizes: dict[str, int] = {}
     stack: list[tuple[str | None, int]] = []
     size = 0
-    for event in yaml.parse(text, Loader=loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            stack.append((event.anchor, size))
-            size = 1
-            if len(stack) > DEEPEST:
-                raise ValueError(f"more than {DEEPEST} levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = stack.pop()
-            if anchor is not None:
-                sizes[anchor] = size
-            size += before
-        elif isinstance(event, yaml.ScalarEvent):
-            size += 1
-        elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in stack):
-                raise ValueError("an alias inside what it stands for")
-            size += sizes.get(event.anchor, 1)
-        if size > _NODES:
-            raise ValueError(f"more than {_NODES} values, counting aliases")
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            here = f"in line {1 + (event.start_mark.line if event.start_mark else 0)}"
+            if isinstance(event, yaml.CollectionStartEvent):
+                stack.append((event.anchor, size))
+                size = 1
+                if len(stack) > DEEPEST:
+                    raise ValueError(f"more than {DEEPEST} levels {here}")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = stack.pop()
+                if anchor is not None:
+                    sizes[anchor] = size
+                size += before
+            elif isinstance(event, yaml.ScalarEvent):
+                size += 1
+            elif isinstance(event, yaml.AliasEvent):
+                if any(anchor == event.anchor for anchor, _ in stack):
+                    raise ValueError(f"an alias inside what it stands for {here}")
+                size += sizes.get(str(event.anchor), 1)
+            if size > nodes:
+                raise ValueError(f"more than {nodes} values, counting aliases, {here}")
+    except yaml.YAMLError:
+        return  # the loader says where

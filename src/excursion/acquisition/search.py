@@ -43,8 +43,11 @@ class Search:
         if self.batch not in ("joint", "believer", "poisson-disc", "top"):
             raise InvalidStrategy(f"search: batch must be joint, believer, poisson-disc or top, got {self.batch!r}")
         sizes = (self.pool if self.pool is not None else 64, self.candidates, self.integration)
-        if min(sizes) < 16 or self.polish < 0:
-            raise InvalidStrategy(f"search: pool, candidates and integration must be at least 16, got {self}")
+        if min(sizes) < 16 or max(sizes) > 2**20 or not 0 <= self.polish <= 1000:
+            raise InvalidStrategy(
+                f"search: pool, candidates and integration must be at least 16 and at most {2**20}, polish at most "
+                f"1000, got {self}"
+            )
 
     def pool_size(self, d: int) -> int:
         """Points of the pool in d dimensions."""

@@ -984,7 +984,8 @@ def test_an_unknown_criterion_lists_the_known():
         (lambda: Straddle(kappa=0), "kappa must be positive and finite, got 0"),
         (lambda: UCB(kappa=math.inf), "kappa must be positive and finite, got inf"),
         (lambda: Search(batch="best"), "batch must be joint, believer, poisson-disc or top, got 'best'"),
-        (lambda: Search(candidates=3), "must be at least 16, got .*candidates=3"),
+        (lambda: Search(candidates=3), "must be at least 16 .*got .*candidates=3"),
+        (lambda: Search(pool=2**40), "at most 1048576, .*got .*pool=1099511627776"),
     ],
 )
 def test_settings_are_checked(make, message):

@@ -598,3 +598,16 @@ def test_a_fidelity_nobody_declared_is_refused():
     assert campaign.trials == []
     assert Campaign.open(campaign.store).problem == problem
     assert [t.fidelity for t in campaign._add([good], 0)] == ["fast"]
+
+
+def test_what_is_believed_may_be_left_out(monkeypatch):
+    campaign = Campaign.create("memory://", "a", Problem({"x": (0, 1)}, Task("f", 0.5)))
+    campaign.warm_start([{"x": x / 40, "f": x / 40} for x in range(41)])
+    full, quick = campaign.status(), campaign.status(belief=False)
+    assert set(full.uncertainty) == {"f"}
+    assert quick.uncertainty == {}
+    assert (quick.counts, quick.crossed, quick.spent) == (full.counts, full.crossed, full.spent)
+    assert quick.notes == ("what is believed from 41 points is left out: status --belief fits it all the same",)
+    monkeypatch.setattr("excursion.campaign.BELIEVED", 40)
+    assert campaign.status() == quick
+    assert campaign.status(belief=True).uncertainty == full.uncertainty

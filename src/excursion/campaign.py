@@ -46,6 +46,8 @@ SPEC_VERSION = 1
 UNCROSSED = 3
 #: Points that can be asked for at once.
 MOST = 100_000
+#: `status` fits a belief to at most so many trials of the dearest fidelity: minutes for more.
+BELIEVED = 3000
 #: Beliefs of the past that a forecast looks at.
 _MILESTONES = 10
 
@@ -543,11 +545,13 @@ class Campaign:
         now, what = pace(self.problem, trials), unit(self.problem)
         return latest(forecast(curve, g.limit, now, what) for curve, g in zip(curves, goals))
 
-    def status(self, goal: Any = None) -> Status:
+    def status(self, goal: Any = None, *, belief: bool | None = None) -> Status:
         """Counts, what is left to do, and whether the thresholds are crossed or which value is best.
 
         Args:
             goal: see `goals`; what is known of its conditions is in `Status.readings`.
+            belief: whether to fit what is believed, which says what is left to do; by default if no more than
+                `BELIEVED` trials of the dearest fidelity hold values.
 
         Raises:
             InvalidStrategy: a goal that makes no sense.
@@ -560,23 +564,28 @@ class Campaign:
         left: Mapping[str, float] = {}
         notes: tuple[str, ...] = ()
         cheaper: tuple[Help, ...] = ()
-        if to_design(problem, self.strategy, trials) is None:
+        dear = sum(t.state in INFORMATIVE and problem.level(t.fidelity) == 0 for t in trials)
+        designed = to_design(problem, self.strategy, trials) is None
+        if belief is False or (belief is None and dear > BELIEVED):
+            if designed:
+                notes = (f"what is believed from {dear} points is left out: status --belief fits it all the same",)
+        elif designed:
             with one_thread(len(trials)):
-                belief, viable = believe(problem, self.strategy.surrogate, trials), viability(problem.space, trials)
-                left = remaining(belief.problem, belief.posterior, belief.data, viable)
-                cheaper = helps(belief.problem, belief.posterior, trials)
-                notes = one_sided(belief.problem, belief.posterior, belief.data) + tuple(map(str, cheaper))
-                read = readings(goals, belief, viable)
+                known, viable = believe(problem, self.strategy.surrogate, trials), viability(problem.space, trials)
+                left = remaining(known.problem, known.posterior, known.data, viable)
+                cheaper = helps(known.problem, known.posterior, trials)
+                notes = one_sided(known.problem, known.posterior, known.data) + tuple(map(str, cheaper))
+                read = readings(goals, known, viable)
         done = [problem.fidelity(t.fidelity).name for t in trials if problem.fidelities and t.state in FINISHED]
-        known = {f.name: done.count(f.name) for f in problem.fidelities}
+        each = {f.name: done.count(f.name) for f in problem.fidelities}
         if problem.sign:
             best = best_trial(problem, trials)
-            return Status(self.name, counts, left, {}, notes, best, read, paid(problem, trials), known, cheaper)
+            return Status(self.name, counts, left, {}, notes, best, read, paid(problem, trials), each, cheaper)
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))
         seen = observations(plain, trials)
         sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
-        return Status(self.name, counts, left, crossed, notes, None, read, paid(problem, trials), known, cheaper)
+        return Status(self.name, counts, left, crossed, notes, None, read, paid(problem, trials), each, cheaper)
 
 
 @dataclass(frozen=True)

@@ -152,13 +152,21 @@ def list_campaigns(store: StoreArgument) -> None:
 
 
 @app.command()
-def status(store: StoreArgument, name: NameArgument = None, goal: Goal = None, as_json: AsJson = False) -> None:
+def status(
+    store: StoreArgument,
+    name: NameArgument = None,
+    goal: Goal = None,
+    belief: Annotated[
+        bool | None, typer.Option(help="Fit what is believed; by default up to 3000 points, where it takes a minute.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show how a campaign stands, also while it runs, and how many more points its goal may need."""
     with _reported():
         from .campaign import Campaign
         from .report.tables import standing, standing_lines, strict_json
 
-        found = standing(Campaign.open(store, name), goal or None)
+        found = standing(Campaign.open(store, name), goal or None, belief)
         typer.echo(strict_json(found) if as_json else "\n".join(standing_lines(found)))
 
 

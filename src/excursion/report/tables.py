@@ -195,12 +195,13 @@ def sets_json(found: Sequence[SetSummary]) -> str:
 # ------------------------------------------------------------------------------------------- standing
 
 
-def standing(campaign: Campaign, goal: Any = None) -> dict[str, Any]:
+def standing(campaign: Campaign, goal: Any = None, belief: bool | None = None) -> dict[str, Any]:
     """How a campaign stands.
 
     Args:
         campaign: whose.
         goal: see `Campaign.goals`; by default the one kept with its description.
+        belief: see `Campaign.status`.
 
     Returns:
         "counts" (state -> trials), "finished", "spent" (cost of the finished ones, as a budget counts it), "fidelities"
@@ -215,7 +216,7 @@ def standing(campaign: Campaign, goal: Any = None) -> dict[str, Any]:
         design runs) and "forecast" (more, sd, low, high, seconds, reason; see `Forecast`).
     """
     goals = campaign.goals(goal)
-    status, trials = campaign.status(goals), campaign.trials
+    status, trials = campaign.status(goals, belief=belief), campaign.trials
     ahead = campaign.forecast(goals) if status.readings and not status.reached else None
     left = {t: status.uncertainty.get(t) for t in campaign.problem.task_names}
     seconds = [t.finished - t.started for t in trials if t.finished is not None and t.started is not None]
@@ -270,7 +271,8 @@ def standing_lines(found: Mapping[str, Any]) -> list[str]:
         tables = found["finished"] - round(found["spent"])
         what = f"{found['spent']:.0f}{of} finished" + (f" and {tables} from tables" if tables else "")
     lines = [f"{found['campaign']}: {what} ({counts})"]
-    unknown = "not known before the design is complete"
+    left_out = any("is left out" in note for note in found["notes"])
+    unknown = "left out" if left_out else "not known before the design is complete"
     for task, left in found.get("expected_misclassified", {}).items():
         crossed = "threshold crossed" if found["crossed"][task] else "threshold not crossed yet"
         lines.append(f"  {task}: {crossed}, expected misclassified {_share(left, 'the volume') or unknown}")
@@ -299,7 +301,7 @@ def _share(value: float | None, of: str) -> str:
 def listing(url: str) -> list[str]:
     """The campaigns of a store with their number of trials."""
     store: Store = open_store(url, create=False)
-    return [f"{name}: {len(store.trials(name))} trials" for name in store.names()]
+    return [f"{name}: {sum(store.counts(name).values())} trials" for name in store.names()]
 
 
 def ended(report: Report, store: str) -> str:

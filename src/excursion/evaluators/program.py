@@ -233,9 +233,9 @@ def exit_text(code: int) -> str:
         return f"signal {-code}"
 
 
-def log_advice(directory: Path, lines: int = 10) -> str:
+def log_advice(directory: Path, log: str = "log.txt", lines: int = 10) -> str:
     """Where the log is, and its end."""
-    path = directory / "log.txt"
+    path = directory / log
     try:
         text = read_end(path, directory, largest=4096)
     except ValueError as error:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("campaign",),
     ("doctor",),
     ("evaluators",),
-    ("isolation",),
+    ("isolation", "leases"),
     ("runner",),
     ("work",),
     ("result",),

@@ -30,13 +30,12 @@ from .errors import (
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
 from .forecast import Forecast, forecast, latest, pace, paid, unit
-from .owners import is_dead, new_owner
+from .leases import release_dead
+from .owners import new_owner
 from .precision import Precision, parse
 
 #: A trial that was in flight when this many worker pools broke, alone the last time, is recorded as failed.
 _BREAKS = 2
-#: A trial that was queued again this many times, because whoever ran it had died, is recorded as failed.
-_DEATHS = 5
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def run(
         known = getattr(executor, "_max_workers", None) if executor is not None else min(batch, os.cpu_count() or 1)
         workers = known if isinstance(known, int) else os.cpu_count() or 1
     store, name, owner = campaign.store, campaign.name, new_owner()
-    _release_dead(campaign)
+    release_dead(campaign)
     started, evaluations, failed = time.monotonic(), 0, 0
     exhausted, reason, last_error = False, "", ""
     breaks: dict[int, int] = {}
@@ -232,52 +231,32 @@ class _Watch:
         return replace(found, seconds=None)
 
 
-def _release_dead(campaign: Campaign) -> list[Trial]:
-    """Queue again what processes of this host had claimed that do not exist any more."""
-    released = []
-    for owner in {t.owner for t in campaign.trials if t.state == "running" and t.owner}:
-        if is_dead(owner):
-            released += campaign.store.release(campaign.name, owner=owner)
-    if released:
-        _give_up(campaign, {t.number for t in released})
-    return released
-
-
-def _give_up(campaign: Campaign, numbers: set[int]) -> None:
-    """Record as failed what has brought down so many processes that it must be the point itself."""
-    counts: dict[int, int] = {}
-    for event in campaign.store.events(campaign.name):
-        own = (event.owner or "").startswith(f"{event.host}:{event.pid}:")  # Ctrl-C: no fault of the point
-        if event.kind == "release" and event.number in numbers and not own:
-            counts[event.number] = counts.get(event.number, 0) + 1
-    for number, deaths in counts.items():
-        if deaths >= _DEATHS:
-            reason = f"the process died or was stopped {deaths} times during this evaluation"
-            with contextlib.suppress(TrialFinished):
-                campaign.store.finish(campaign.name, number, Outcome.failed(reason))
-
-
-def _outcome(campaign: Campaign, trial: Trial, future: Future) -> Outcome | None:
-    """What came back, checked against the problem and what is known; None if the pool broke.
+def accepted(campaign: Campaign, trial: Trial, found: Outcome) -> Outcome:
+    """What came back, checked against the problem and what is known.
 
     What cannot be told is a failure that keeps what came back in its `info`.
     """
-    found: Outcome | None = None
     try:
-        found = future.result()
         return campaign.checked(trial.number, found)
-    except BrokenExecutor:
-        return None
     except InvalidOutcome as error:
-        if found is None:
-            return Outcome.failed(str(error))
         refused = {"values": found.values, "variances": found.variances, "bounds": found.bounds}
         info = {**found.info, "refused": {k: v for k, v in refused.items() if v}}
         return Outcome(error=str(error), info=info)
+
+
+def _outcome(campaign: Campaign, trial: Trial, future: Future) -> Outcome | None:
+    """What came back, see `accepted`; None if the pool broke."""
+    try:
+        found = future.result()
+    except BrokenExecutor:
+        return None
+    except InvalidOutcome as error:
+        return Outcome.failed(str(error))
     except ExcursionError:
         raise
     except Exception as error:  # the executor's own trouble (pickling, a lost node): recorded, not lost
         return Outcome.failed(f"{type(error).__name__}: {error}", traceback=tail(error))
+    return accepted(campaign, trial, found)
 
 
 class _Pool:

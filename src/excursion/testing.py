@@ -414,14 +414,14 @@ class StoreContract:
         """By whoever comes once nothing else is queued; what has no lease stays with its owner."""
         _with_trials(store, 3)
         store.claim("a", "for good")
-        dead = store.claim("a", "dead", lease=0.05)
+        dead = store.claim("a", "dead", lease=1.0)
         assert dead is not None
         assert dead.expires is not None
         assert dead.expires > (dead.started or 0)
         alive = store.claim("a", "alive", lease=60)
         assert store.claim("a", "next") is None
         assert store.claim("a", "next", 1) is None
-        time.sleep(0.1)
+        time.sleep(1.1)
         again = store.claim("a", "next", lease=60)
         assert again is not None
         assert (again.number, again.owner, again.seed) == (1, "next", dead.seed)
@@ -433,11 +433,11 @@ class StoreContract:
     def test_leases_expire_when_asked(self, store: Store) -> None:
         """And only those that have ended."""
         _with_trials(store, 3)
-        store.claim("a", "one", lease=0.05)
+        store.claim("a", "one", lease=1.0)
         store.claim("a", "two", lease=60)
         store.claim("a", "three")
         assert store.expire("a") == []
-        time.sleep(0.1)
+        time.sleep(1.1)
         (expired,) = store.expire("a")
         assert (expired.number, expired.state, expired.owner, expired.expires) == (0, "queued", None, None)
         assert [t.state for t in store.trials("a")] == ["queued", "running", "running"]
@@ -579,13 +579,13 @@ class StoreContract:
         store.create("a", {})
         store.create("b", {})
         assert store.hold("a", "ask", "me", 60)
-        assert store.hold("a", "ask", "me", 0.05)
+        assert store.hold("a", "ask", "me", 1.0)
         assert not store.hold("a", "ask", "you", 60)
         assert store.hold("b", "ask", "you", 60)
         assert store.hold("a", "else", "you", 60)
         store.drop("a", "ask", "you")
         assert not store.hold("a", "ask", "you", 60)
-        time.sleep(0.1)
+        time.sleep(1.1)
         assert store.hold("a", "ask", "you", 60)
         assert not store.hold("a", "ask", "me", 60)
         store.drop("a", "ask", "you")

@@ -12,6 +12,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +55,68 @@ _ADVISORY = 0x6578637572736900
 T = TypeVar("T")
 
 
+_SERVER_CLOCK = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+_SPEC = sa.select(CAMPAIGN).where(CAMPAIGN.c.name == sa.bindparam("campaign_"))
+_LOOK = sa.select(CAMPAIGN.c.created).where(CAMPAIGN.c.name == sa.bindparam("campaign_"))
+_LOCK = _LOOK.with_for_update(key_share=True)
+_LINE = EVENT.insert()
+_OTHER = TRIAL.alias()
+#: How many trials have been told: the place of the next one.
+_PLACE = sa.select(sa.func.coalesce(sa.func.max(_OTHER.c.told), -1) + 1).where(
+    _OTHER.c.campaign == sa.bindparam("campaign_")
+)
+
+
+@dataclass(frozen=True)
+class _Hot:
+    """Statements that every evaluation needs, made once: making them takes as long as sending them.
+
+    Attributes:
+        claim: takes the queued trial with the lowest number.
+        claim_one: takes the trial of a number, if it is queued.
+        finish: writes an outcome where none is.
+    """
+
+    claim: sa.UpdateBase
+    claim_one: sa.UpdateBase
+    finish: sa.UpdateBase
+
+
+@cache
+def _hot(lite: bool) -> _Hot:
+    t, o, given = TRIAL.c, _OTHER.c, sa.bindparam
+    now = given("now_", type_=sa.Double) if lite else _SERVER_CLOCK
+    free = sa.select(o.number).where(o.campaign == given("campaign_"), o.state == "queued", o.approval.in_(CLAIMABLE))
+    # On PostgreSQL two workers claim at the same time: each skips what the other is about to take.
+    take = (
+        TRIAL.update()
+        .values(
+            state="running",
+            started=given("started_"),
+            owner=given("owner_"),
+            expires=now + given("lease_", type_=sa.Double),  # NULL without a lease
+        )
+        .where(t.campaign == given("campaign_"))
+        .returning(TRIAL)
+    )
+    first = free.order_by(o.number).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    one = free.where(o.number == given("number_")).with_for_update(skip_locked=True).scalar_subquery()
+    # The condition on the state: no finished row is written, whatever happens.
+    finish = (
+        TRIAL.update()
+        .values(
+            state=given("state_"),
+            told=_PLACE.scalar_subquery(),
+            outcome=given("outcome_"),
+            finished=given("finished_"),
+            expires=None,
+        )
+        .where(t.campaign == given("campaign_"), t.number == given("number_"), t.state.in_(PENDING))
+        .returning(TRIAL)
+    )
+    return _Hot(take.where(t.number == first), take.where(t.number == one), finish)
+
+
 class SqlStore(Store):
     """Campaigns in a database that several processes use at once: an SQLite file, or PostgreSQL.
 
@@ -86,6 +150,7 @@ class SqlStore(Store):
         self._engine = make_engine(self._url)
         # A store may be dropped without being closed; then its connections are.
         weakref.finalize(self, let_go, self._engine, os.getpid())
+        self._hot = _hot(is_sqlite(self._url))
         self._lock = threading.Lock()
         self._finished: dict[tuple[str, float], tuple[int, dict[int, Trial]]] = {}
         self._opened = False
@@ -136,7 +201,7 @@ class SqlStore(Store):
 
     def spec(self, name: str) -> dict[str, Any]:
         """See `Store.spec`."""
-        return json.loads(self._do("read", lambda c, _: self._campaign(c, name).spec))
+        return json.loads(self._do("read", lambda c, _: self._campaign(c, name, spec=True).spec))
 
     def trials(self, name: str, since: int = 0) -> list[Trial]:
         """See `Store.trials`."""
@@ -203,7 +268,7 @@ class SqlStore(Store):
             if not self._may_append(c, name, new, after, again):
                 first = c.execute(_several(name, after).limit(1)).first()
                 return told_trials(name, new, outcomes, 0 if first is None else first.told)
-            done = told_trials(name, new, outcomes, _next_place(c, name))
+            done = told_trials(name, new, outcomes, int(c.scalar(_PLACE, {"campaign_": name}) or 0))
             if done:
                 rows = [
                     to_row(name, trial)
@@ -221,10 +286,10 @@ class SqlStore(Store):
         where = f"campaign {name!r}: claim"
         owner, seconds = storable(where, "owner", owner), None if lease is None else positive(where, "lease", lease)
         t, started = TRIAL.c, time.time()
-        free = sa.select(t.number).where(t.campaign == name, t.state == "queued", t.approval.in_(CLAIMABLE))
-        free = free.where(t.number == number) if number is not None else free.order_by(t.number).limit(1)
-        # On PostgreSQL two workers claim at the same time: each skips what the other is about to take.
-        free = free.with_for_update(skip_locked=True)
+        statement = self._hot.claim if number is None else self._hot.claim_one
+        values = {"campaign_": name, "number_": number, "started_": started, "owner_": owner, "lease_": seconds}
+        if number is None:
+            del values["number_"]
 
         def work(c: sa.Connection, again: bool) -> Trial | None:
             if again:
@@ -238,11 +303,8 @@ class SqlStore(Store):
                         self._one(c, name, number)
                     if not self._expire(c, name):
                         return None
-                found = c.scalar(free)
-                if found is not None:
-                    end = None if seconds is None else self._clock() + seconds
-                    values = {"state": "running", "started": started, "owner": owner, "expires": end}
-                    trial = self._change(c, name, found, values)
+                if (row := c.execute(statement, self._timed(values)).first()) is not None:
+                    trial = from_row(row)
                     self._log(c, name, events_of("claim", [trial]))
                     return trial
             return None
@@ -294,12 +356,12 @@ class SqlStore(Store):
 
         def work(c: sa.Connection, again: bool) -> Trial:
             self._campaign(c, name)
-            trial = self._one(c, name, number)
-            if not trial.pending:
-                if again and trial.finished == now:
-                    return trial
-                raise finished(name, trial)
-            return self._finish(c, name, number, outcome.state, text, now, owner)
+            trial = self._finish(c, name, number, outcome.state, text, now, owner)
+            if trial is None:
+                trial = self._one(c, name, number)
+                if not (again and trial.finished == now):
+                    raise finished(name, trial)
+            return trial
 
         return self._do("write", work)
 
@@ -316,15 +378,14 @@ class SqlStore(Store):
             if (new := reviewed(name, trial, approval, note, owner)) is None:
                 return trial
             self._log(c, name, events_of(REVIEWS[new], [trial], owner, note))
+            values: dict[str, Any] = {"approval": new}
             if new == "submitted":
-                return self._change(
-                    c, name, number, {"approval": new, "state": "running", "started": now, "owner": owner}
-                )
-            trial = self._change(c, name, number, {"approval": new})
-            if new != "rejected":
-                return trial
-            told = rejection(note)
-            return self._finish(c, name, number, told.state, outcome_json(where, told), now, owner)
+                values |= {"state": "running", "started": now, "owner": owner}
+            changed = self._change(c, name, number, values)
+            if new == "rejected":
+                told = rejection(note)
+                changed = self._finish(c, name, number, told.state, outcome_json(where, told), now, owner)
+            return changed or trial
 
         return self._do("write", work)
 
@@ -402,20 +463,20 @@ class SqlStore(Store):
 
     def _clock(self) -> Any:
         """Now, in seconds since the epoch, by the clock that all processes share: that of the server."""
-        if is_sqlite(self._url):
-            return time.time()
-        return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+        return time.time() if is_sqlite(self._url) else _SERVER_CLOCK
 
-    def _campaign(self, c: sa.Connection, name: str, *, lock: bool = True) -> Any:
+    def _timed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a prepared statement, with the time where the database has no clock of its own."""
+        return values | {"now_": time.time()} if is_sqlite(self._url) else values
+
+    def _campaign(self, c: sa.Connection, name: str, *, lock: bool = True, spec: bool = False) -> Any:
         """The campaign's row, in a writing transaction locked until its end.
 
         The lock makes the writers of one campaign queue up on PostgreSQL, so that counting and writing are
         one step (SQLite ignores FOR UPDATE: there the whole transaction is exclusive already).
         """
-        query = sa.select(CAMPAIGN).where(CAMPAIGN.c.name == name)
-        if lock and c.get_execution_options()["excursion"] == "write":
-            query = query.with_for_update(key_share=True)
-        row = c.execute(query).first()
+        lock = lock and c.get_execution_options()["excursion"] == "write"
+        row = c.execute(_SPEC if spec else _LOCK if lock else _LOOK, {"campaign_": name}).first()
         if row is None:
             raise unknown_campaign(f"store {self.url}", name, list(c.scalars(sa.select(CAMPAIGN.c.name))))
         return row
@@ -442,24 +503,25 @@ class SqlStore(Store):
             raise unknown_trial(name, number, _count(c, name))
         return from_row(row)
 
-    def _change(self, c: sa.Connection, name: str, number: int, values: dict[str, Any]) -> Trial:
+    def _change(self, c: sa.Connection, name: str, number: Any, values: dict[str, Any]) -> Trial | None:
+        """The changed trial; None if there is none of this number that is not finished."""
         t = TRIAL.c
-        # The condition on the state repeats what was checked: no finished row is written, whatever happens.
+        # The condition on the state: no finished row is written, whatever happens.
         row = c.execute(
             TRIAL.update()
             .where(t.campaign == name, t.number == number, t.state.in_(PENDING))
             .values(**values)
             .returning(TRIAL)
         ).first()
-        if row is None:
-            raise StoreError(f"trial {number} of {name!r}: it changed during a transaction. Report this as a bug")
-        return from_row(row)
+        return None if row is None else from_row(row)
 
     def _finish(
         self, c: sa.Connection, name: str, number: int, state: str, outcome: str, now: float, owner: str | None
-    ) -> Trial:
-        values = {"state": state, "told": _next_place(c, name), "outcome": outcome, "finished": now, "expires": None}
-        trial = self._change(c, name, number, values)
+    ) -> Trial | None:
+        values = {"campaign_": name, "number_": number, "state_": state, "outcome_": outcome, "finished_": now}
+        if (row := c.execute(self._hot.finish, values).first()) is None:
+            return None
+        trial = from_row(row)
         self._log(c, name, events_of("tell", [trial], owner))
         return trial
 
@@ -472,11 +534,14 @@ class SqlStore(Store):
         dead = [from_row(row) for row in c.execute(which.with_for_update()).all()]
         self._log(c, name, events_of(kind, dead))
         columns = ("state", "started", "owner", "expires", "approval")
-        return [self._change(c, name, t.number, {k: getattr(to_queue(t), k) for k in columns}) for t in dead]
+        queued_again = [to_queue(t) for t in dead]
+        for trial in queued_again:
+            self._change(c, name, trial.number, {k: getattr(trial, k) for k in columns})
+        return queued_again
 
     def _log(self, c: sa.Connection, name: str, events: Sequence[Event]) -> None:
         if events:
-            c.execute(EVENT.insert(), [{"campaign": name, **vars(event)} for event in events])
+            c.execute(_LINE, [{"campaign": name, **vars(event)} for event in events])
 
     # -- opening
 
@@ -561,12 +626,6 @@ class SqlStore(Store):
                 + " or start a new store; nothing was changed"
             )
         return int(version)
-
-
-def _next_place(c: sa.Connection, name: str) -> int:
-    """How many trials have been told."""
-    last = c.scalar(sa.select(sa.func.max(TRIAL.c.told)).where(TRIAL.c.campaign == name))
-    return 0 if last is None else last + 1
 
 
 def _count(c: sa.Connection, name: str) -> int:

@@ -152,6 +152,7 @@ class Status:
         spent: cost of the finished trials, in evaluations of the dearest fidelity; rows of tables cost nothing.
         fidelities: fidelity -> number of finished trials, rows of tables included; empty where none are declared.
         cheaper: once the design is complete: what the cheaper fidelity does for each task; also in the notes.
+        requests: what people decided ("proposed", "approved", "submitted") -> number of trials that are not finished.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Status:
     spent: float = 0.0
     fidelities: Mapping[str, int] = field(default_factory=dict)
     cheaper: tuple[Help, ...] = ()
+    requests: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def reached(self) -> bool:
@@ -561,6 +563,10 @@ class Campaign:
         counts: dict[str, int] = {}
         for t in trials:
             counts[t.state] = counts.get(t.state, 0) + 1
+        people: dict[str, int] = {}
+        for t in trials:
+            if t.pending and t.approval:
+                people[t.approval] = people.get(t.approval, 0) + 1
         left: Mapping[str, float] = {}
         notes: tuple[str, ...] = ()
         cheaper: tuple[Help, ...] = ()
@@ -580,12 +586,12 @@ class Campaign:
         each = {f.name: done.count(f.name) for f in problem.fidelities}
         if problem.sign:
             best = best_trial(problem, trials)
-            return Status(self.name, counts, left, {}, notes, best, read, paid(problem, trials), each, cheaper)
+            return Status(self.name, counts, left, {}, notes, best, read, paid(problem, trials), each, cheaper, people)
         plain = replace(problem, tasks=tuple(replace(t, transform="identity") for t in problem.tasks))
         seen = observations(plain, trials)
         sides = {task.name: _sides(seen, i, task.levels) for i, task in enumerate(plain.tasks)}
         crossed = {name: all(above) and all(below) for name, (above, below) in sides.items()}
-        return Status(self.name, counts, left, crossed, notes, None, read, paid(problem, trials), each, cheaper)
+        return Status(self.name, counts, left, crossed, notes, None, read, paid(problem, trials), each, cheaper, people)
 
 
 @dataclass(frozen=True)

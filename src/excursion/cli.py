@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from .errors import ExcursionError, InvalidOutcome, InvalidTable
+from .errors import ExcursionError, InvalidOutcome, InvalidPoint, InvalidTable
+
+if TYPE_CHECKING:
+    from .campaign import Campaign
 
 app = typer.Typer(
     help="Find level sets (exclusion contours) of expensive functions with few evaluations.\n\n"
@@ -304,6 +308,158 @@ def import_table(
                 raise InvalidTable(f"import: a column is theirs=ours, got {item!r}. Write --column theirs=ours")
             columns[theirs.strip()] = ours.strip()
         typer.echo(Campaign.open(store, name).warm_start(table, fidelity, columns))
+
+
+@app.command("export-requests")
+def export_requests(
+    store: StoreArgument,
+    name: NameArgument = None,
+    format_: Annotated[
+        Literal["csv", "slha", "yaml", "spreadsheet"], typer.Option("--format", help="What the people work with.")
+    ] = "csv",
+    out: Annotated[Path | None, typer.Option(help="File to write, or folder; SLHA always goes into a folder.")] = None,
+    n: Annotated[int, typer.Option("-n", min=0, help="Ask for so many new points first; they are proposed.")] = 0,
+    state: Annotated[
+        Literal["open", "proposed", "approved", "submitted", "all"],
+        typer.Option(help="Which requests; open: all that nobody works on."),
+    ] = "open",
+    submit: Annotated[bool, typer.Option("--submit", help="They have them now: nobody else evaluates them.")] = False,
+    to: Annotated[str | None, typer.Option(help="With --submit: who has them; you by default.")] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="SLHA file in which {name} or {name:.6E} is a parameter.")
+    ] = None,
+    slha: Annotated[
+        list[str] | None,
+        typer.Option(help="Entry of the SLHA file that is a parameter; may be repeated.", metavar="BLOCK:KEY=NAME"),
+    ] = None,
+) -> None:
+    """Write requests for a production team: a table to fill in, or one SLHA file for each point.
+
+    What comes back is read by import-results. A file that is there already is not touched.
+    """
+    with _reported():
+        from .campaign import Campaign
+        from .handover import export_requests as write_requests
+
+        campaign = Campaign.open(store, name)
+        place = out if out is not None else Path(".") if format_ != "slha" else Path("requests")
+        asked, files = write_requests(
+            campaign, format_, place, n=n, wanted=state, submit=submit, template=template, entries=slha or (), who=to
+        )
+        where = str(files[0]) if len(files) == 1 else f"{place} ({len(files)} files)"
+        typer.echo(f"{_counted(len(asked))} in {where}{': submitted' if submit else ''}")
+
+
+@app.command("import-results")
+def import_results(
+    store: StoreArgument,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME] FILE...", help="Campaign, if there are several; result files, or folders."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Tell what came back from people: CSV, spreadsheets, YAML, JSON, SLHA; parts of them, in any order, twice.
+
+    Every row that makes sense is told, and every other one refused with the reason; then the exit code is 1.
+    """
+    with _reported():
+        from dataclasses import asdict
+
+        from .handover import import_results as read_results
+        from .handover import person
+        from .report.tables import strict_json
+
+        campaign, files = _campaign_and(store, names, lambda word: len(names) == 1 and Path(word).exists())
+        if not files:
+            raise InvalidTable("import-results: needs a result file, got none. Name a file or a folder")
+        found = read_results(campaign, files, person())
+        typer.echo(strict_json(asdict(found)) if as_json else "\n".join(found.lines()))
+        if found.refused:
+            raise typer.Exit(1)
+
+
+@app.command()
+def approve(
+    store: StoreArgument,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME] NUMBERS...", help="Campaign, if there are several; 3 5-9.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that are proposed.")] = False,
+) -> None:
+    """Let workers evaluate requests that are proposed."""
+    with _reported():
+        from .handover import approve as let
+        from .handover import numbers
+
+        campaign, words = _campaign_and(store, names or [], _is_numbers)
+        if everything == bool(words):
+            raise InvalidPoint("approve: needs the numbers of requests or --all, got both or neither")
+        done = let(campaign, None if everything else numbers(campaign, words))
+        typer.echo(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} approved")
+
+
+@app.command()
+def reject(
+    store: StoreArgument,
+    names: Annotated[
+        list[str], typer.Argument(metavar="[NAME] NUMBERS...", help="Campaign, if there are several; 3 5-9.")
+    ],
+    reason: Annotated[str, typer.Option(help="Why; it is kept.")],
+) -> None:
+    """Refuse requests: they will never be evaluated, and the campaign learns that their points are not possible."""
+    with _reported():
+        from .handover import numbers
+        from .handover import reject as refuse
+
+        campaign, words = _campaign_and(store, names, _is_numbers)
+        done = refuse(campaign, numbers(campaign, words), reason)
+        typer.echo(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} rejected")
+
+
+@app.command()
+def requests(
+    store: StoreArgument,
+    name: NameArgument = None,
+    pending: Annotated[bool, typer.Option("--pending", help="Only those that are not finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what was asked for: how far it is, and who did what, when."""
+    with _reported():
+        from .campaign import Campaign
+        from .handover import requests as listed
+        from .handover import requests_lines
+        from .report.tables import strict_json
+
+        found = listed(Campaign.open(store, name), pending)
+        typer.echo(strict_json(found) if as_json else "\n".join(requests_lines(found)))
+
+
+def _counted(count: int) -> str:
+    return f"{count} request{'' if count == 1 else 's'}"
+
+
+def _campaign_and(store: str, words: list[str], belongs: Callable[[str], bool]) -> tuple[Campaign, list[str]]:
+    """The campaign, and the words without its name, which may come first.
+
+    Args:
+        store: its URL.
+        words: what stands after it.
+        belongs: whether a word is one of those that come after the name.
+    """
+    from .campaign import Campaign
+    from .store import open_store
+
+    opened = open_store(store, create=False)
+    if words and words[0] in opened.names() and not belongs(words[0]):
+        return Campaign.open(opened, words[0]), words[1:]
+    if words and not belongs(words[0]) and len(opened.names()) != 1:
+        return Campaign.open(opened, words[0]), words[1:]  # raises, and lists the names
+    return Campaign.open(opened, None), words
+
+
+def _is_numbers(word: str) -> bool:
+    return bool(re.fullmatch(r"(.*#)?[0-9]+(-[0-9]+)?(,.*)?", word))
 
 
 @app.command()

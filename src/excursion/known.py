@@ -19,7 +19,7 @@ from .problem import Problem
 from .space import ParameterSpace
 from .untrusted import json_value, read_text, yaml_value
 
-__all__ = ["Known", "Source", "Table", "answers", "known", "parse_cell", "read", "read_table"]
+__all__ = ["Known", "Source", "Table", "answers", "known", "parse_cell", "read", "read_table", "same_unit"]
 
 #: A table: the path of a file, records, or columns.
 Source = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
@@ -210,14 +210,14 @@ def _matched(table: Table, problem: Problem, columns: Mapping[str, str]) -> dict
     units = {p.name: p.unit for p in problem.space.parameters} | {t.name: t.unit for t in problem.tasks}
     for our, header in found.items():
         mine, theirs = units.get(our, ""), table.units.get(header, "")
-        if mine and theirs and not _same_unit(mine, theirs):
+        if mine and theirs and not same_unit(mine, theirs):
             raise InvalidTable(
                 f"{table.place}: column {header!r} must be in the unit of {our!r}, {mine}, got {theirs}. Convert it"
             )
     return found
 
 
-def _same_unit(mine: str, theirs: str) -> bool:
+def same_unit(mine: str, theirs: str) -> bool:
     """HEPData writes units in capitals: GEV is GeV."""
     mine, theirs = mine.strip(), theirs.strip()
     return mine == theirs or mine.upper() == theirs or theirs.upper() == mine

@@ -43,7 +43,8 @@ class Report:
     """How a run ended.
 
     Attributes:
-        reason: "budget", "goal" or "exhausted" (a quantised space without a point left).
+        reason: "budget", "goal", "exhausted" (a quantised space without a point left) or "approval" (what was asked
+            for waits for a person).
         evaluations: trials finished by this run.
         failed: those of them without values.
         seconds: wall time of this run.
@@ -68,6 +69,7 @@ def run(
     executor: Executor | None = None,
     workers: int | None = None,
     goal: Any = None,
+    approval: bool = False,
     progress: bool = True,
 ) -> Report:
     """Run a campaign until its budget is spent or its goal is reached.
@@ -88,6 +90,8 @@ def run(
         goal: stop when this has been reached at two asks in a row: a number, the expected misclassified fraction of
             every task (for an optimum, the largest expected improvement in units of the range of values seen), or a
             text such as "1 % ambiguous" or "observed within 10 GeV of m_chi", or several; see `precision.parse`.
+        approval: what is asked for waits until a person has approved it (`handover.approve`); when nothing else is left
+            to do the run ends, and another one goes on once something is approved.
         progress: show evaluations, failures, what is known, time per point and time left; with a goal also how many
             more evaluations it may need.
 
@@ -130,14 +134,17 @@ def run(
                 if not reason and not exhausted and free >= min(batch, workers):
                     # Every queued trial is in flight and a batch of workers is free.
                     trials = campaign.trials
+                    unapproved = any(t.pending and t.approval == "proposed" for t in trials)
                     if campaign.problem.affordable(budget - campaign.problem.spent(trials)) < 1:
-                        reason = "budget"
+                        reason = "approval" if unapproved else "budget"
                     else:
                         if evaluations and watch.reached(trials):
                             reason = "goal"
-                        if not reason:
+                        elif approval and unapproved:
+                            reason = "" if running else "approval"
+                        else:
                             try:
-                                if not campaign.ask(batch, limit=budget):
+                                if not campaign.ask(batch, limit=budget, approval="proposed" if approval else ""):
                                     reason = "budget"  # what is worth asking for costs more than what is left
                             except SpaceExhausted:
                                 exhausted = True

@@ -66,7 +66,7 @@ class Spec:
         problem: what is searched.
         strategy: how.
         evaluator: settings for `evaluator`, JSON-compatible; None if points are told by hand.
-        run: budget, batch, workers, goal as far as given.
+        run: budget, batch, workers, goal, approval as far as given.
     """
 
     file: str
@@ -297,6 +297,7 @@ class _Run(pydantic.BaseModel):
     batch: _Count = 1
     workers: _Count | None = None
     goal: Any = None
+    approval: bool = False
 
 
 _EVALUATORS: dict[str, type[pydantic.BaseModel]] = {"command": _Command, "python": _Python, "example": _Example}
@@ -629,7 +630,7 @@ def go_on(
     Args:
         campaign: begun by a spec.
         settings: of the evaluator; those kept in the store by default.
-        running: budget, batch, workers, goal; those kept in the store by default.
+        running: budget, batch, workers, goal, approval; those kept in the store by default.
         budget, workers, goal: replace those of `running`.
         progress: see `run`.
 

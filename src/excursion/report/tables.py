@@ -204,8 +204,9 @@ def standing(campaign: Campaign, goal: Any = None, belief: bool | None = None) -
         belief: see `Campaign.status`.
 
     Returns:
-        "counts" (state -> trials), "finished", "spent" (cost of the finished ones, as a budget counts it), "fidelities"
-        (fidelity -> finished trials), "cheaper" (for each task what the cheaper fidelity does, see `fidelities.Help`),
+        "counts" (state -> trials), "requests" (those of them that are with people), "finished", "spent" (cost of the
+        finished ones, as a budget counts it), "fidelities" (fidelity -> finished trials), "cheaper" (for each task
+        what the cheaper fidelity does, see `fidelities.Help`),
         "expected_misclassified" (task -> fraction of the allowed volume, None while the
         design runs), "crossed" (task -> whether values on both sides are known), "notes" (sentences on thresholds with
         values on one side only), "seconds_per_point" (mean from claim to outcome, None if nothing was evaluated),
@@ -225,6 +226,7 @@ def standing(campaign: Campaign, goal: Any = None, belief: bool | None = None) -
     return {
         "campaign": campaign.name,
         "counts": dict(sorted(status.counts.items())),
+        "requests": dict(sorted(status.requests.items())),
         "finished": sum(t.state in FINISHED for t in trials),
         "spent": status.spent,
         "fidelities": dict(status.fidelities),
@@ -263,6 +265,8 @@ def _optimum(problem: Problem, status: Status, left: Mapping[str, float | None])
 def standing_lines(found: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     counts = ", ".join(f"{n} {state}" for state, n in found["counts"].items()) or "no trials"
+    people = ", ".join(f"{n} {state}" for state, n in found["requests"].items())
+    counts += f"; of these with people: {people}" if people else ""
     of = f" of {found['budget']}" if found["budget"] else ""
     if found["fidelities"]:
         each = ", ".join(f"{name} {n}" for name, n in found["fidelities"].items())
@@ -310,6 +314,7 @@ def ended(report: Report, store: str) -> str:
         "budget": "the budget is spent",
         "goal": "the goal is reached",
         "exhausted": "no point is left in the quantised space",
+        "approval": f"{report.status.requests.get('proposed', 0)} requests wait for approval (excursion approve)",
     }[report.reason]
     left = ", ".join(f"{task} {100 * value:.2f} %" for task, value in report.status.uncertainty.items())
     goals = "".join(f"; {r}" for r in report.status.readings if r.goal.measure in ("ambiguous", "width"))

@@ -68,6 +68,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "packtivity": ("evaluators/yadage_driver.py", "evaluators/packtivity_local.py"),
     "loky": ("runner.py", "evaluators/"),
     "cloudpickle": ("isolation.py", "runner.py", "evaluators/"),
+    "requests": ("evaluators/remote.py",),
     "pandas": ("result.py",),
     "openpyxl": ("handover/",),
     "pytest": ("testing.py",),

@@ -35,6 +35,7 @@ from excursion.handover import (
     reject,
     requests,
     requests_lines,
+    withdraw,
 )
 from excursion.handover.reading import rows_of
 from excursion.handover.request import columns, request
@@ -46,6 +47,7 @@ from excursion.report.tables import ended
 from excursion.runner import run
 from excursion.space import ParameterSpace
 from excursion.spec import begin, load
+from excursion.store import MemoryStore
 
 PROBLEM = Problem(
     ParameterSpace(
@@ -702,8 +704,36 @@ def test_a_file_that_may_hold_results_is_not_written_over(tmp_path):
         assert files[0].read_text() == "results"
     assert len(c.trials) == 2
     assert all(t.approval == "proposed" for t in c.trials)
-    with pytest.raises(StoreError, match="writable"):
-        export_requests(c, "csv", tmp_path / "a.csv" / "b.csv")
+    with pytest.raises(StoreError, match="writable") as told_:
+        export_requests(c, "csv", tmp_path / "a.csv" / "b.csv", submit=True)
+    assert "--state submitted" in str(told_.value)  # so that they are not lost
+    assert [r.number for r in export_requests(c, "csv", tmp_path / "c.csv", wanted="submitted")[0]] == [0, 1]
+
+
+def test_requests_can_be_taken_back(tmp_path):
+    c = campaign(3)
+    export_requests(c, "csv", tmp_path / "a.csv", submit=True)
+    c.tell(2, {"observed": 1, "expected": 1})
+    with pytest.raises(StoreError, match="that is complete"):
+        withdraw(c, [0, 2])
+    assert [t.number for t in withdraw(c, [1])] == [1]
+    assert c.store.claim(c.name, "worker").number == 1
+
+
+def test_what_a_worker_takes_meanwhile_is_not_submitted(tmp_path):
+    class Race(MemoryStore):
+        """A worker claims trial 1 in the moment before it is submitted."""
+
+        def review(self, name, number, approval, *, note="", owner=None):
+            if approval == "submitted" and number == 1:
+                assert self.claim(name, "worker", 1)
+            return super().review(name, number, approval, note=note, owner=owner)
+
+    c = Campaign.create(Race(), "race", PROBLEM, STRATEGY)
+    c.ask(3)
+    asked, _ = export_requests(c, "csv", tmp_path / "a.csv", submit=True)
+    assert [r.number for r in asked] == [0, 2]
+    assert [r["request"] for r in csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text()))] == ["race#0", "race#2"]
 
 
 SPEC = """\
@@ -781,6 +811,8 @@ def test_the_commands(tmp_path, monkeypatch):
     assert len(lines) == 2
     assert re.search(r"approved#1 +submitted +x=.* submit .* by team", lines[0])
     assert "1 approved, 1 submitted" in command("status hand.db")
+    assert "1 request is withdrawn" in command("withdraw hand.db 1")
+    assert "that is approved" in command("withdraw hand.db 1", 2)
     Campaign.create("hand.db", "other", PROBLEM)
     assert "which campaign" in command("requests hand.db", 2)
     assert "Choose one of" in command("approve hand.db nobody 3", 2)

@@ -418,6 +418,23 @@ def reject(
 
 
 @app.command()
+def withdraw(
+    store: StoreArgument,
+    names: Annotated[
+        list[str], typer.Argument(metavar="[NAME] NUMBERS...", help="Campaign, if there are several; 3 5-9.")
+    ],
+) -> None:
+    """Take submitted requests back from the people who have them: workers may evaluate them."""
+    with _reported():
+        from .handover import numbers
+        from .handover import withdraw as take_back
+
+        campaign, words = _campaign_and(store, names, _is_numbers)
+        done = take_back(campaign, numbers(campaign, words))
+        typer.echo(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} withdrawn")
+
+
+@app.command()
 def requests(
     store: StoreArgument,
     name: NameArgument = None,

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from ..campaign import Campaign
 from ..data import Trial
-from ..errors import InvalidPoint, InvalidTable, TrialFinished
+from ..errors import InvalidPoint, InvalidTable, StoreError, TrialFinished
 from ..store import Event
 from ..untrusted import read_text
 from .reading import Refusal
 from .request import Request, key, one_line, request, standing
 from .results import Import, import_results
-from .writing import FORMATS, Format, check_free, files, save, target
+from .writing import FORMATS, Format, check_free, files, save
 
 __all__ = [
     "FORMATS",
@@ -39,6 +39,7 @@ __all__ = [
     "request",
     "requests",
     "requests_lines",
+    "withdraw",
 ]
 
 #: Which requests: "open" are those that nobody works on; "all" adds those that are submitted.
@@ -117,27 +118,45 @@ def export_requests(
         wanted = "approved"
     text = None if template is None else read_text(template, InvalidTable)
     problem, name = campaign.problem, campaign.name
+    # Before anything happens: is there a place, is openpyxl there, is the template understood?
+    example = request(name, problem, Trial(0, dict.fromkeys(problem.space.names, 1.0), 0, 0))
+    trial_run = files(problem, name, [example], how, out, text, entries)
     if how != "slha":
-        check_free([target(name, how, out)])
-    else:  # before anything happens: is the template understood?
-        example = dict.fromkeys(problem.space.names, 1.0)
-        files(problem, name, [request(name, problem, Trial(0, example, 0, 0))], how, out, text, entries)
+        check_free(list(trial_run))
     if n:
         campaign.ask(n, approval="proposed")
     trials = _wanted(campaign, wanted)
     if not trials:
         what = "" if wanted in ("open", "all") else f" that is {wanted}"
         raise InvalidPoint(f"campaign {name!r}: there must be a request{what} to export, got none. Ask with -n")
-    asked = [request(name, problem, t) for t in trials]
-    content = files(problem, name, asked, how, out, text, entries)
+
+    def written() -> dict[Path, bytes]:
+        return files(problem, name, [request(name, problem, t) for t in trials], how, out, text, entries)
+
+    content = written()
     check_free(content if how == "slha" else list(content))
     if submit:
         owner = who or person()
-        trials = [campaign.store.review(name, t.number, "submitted", owner=owner) for t in trials]
-        asked = [request(name, problem, t) for t in trials]
-        content = files(problem, name, asked, how, out, text, entries)
-    save(content)
-    return asked, list(content)
+        trials = [t for given in trials if (t := _submitted(campaign, given, owner)) is not None]
+        content = written()
+    try:
+        save(content)
+    except StoreError as error:
+        if not submit:
+            raise
+        raise StoreError(f"{error}. They are noted as submitted: export them with --state submitted") from error
+    return [request(name, problem, t) for t in trials], list(content)
+
+
+def _submitted(campaign: Campaign, trial: Trial, owner: str) -> Trial | None:
+    """The trial, with its new owner; None if somebody else has it since a moment ago."""
+    try:
+        return campaign.store.review(campaign.name, trial.number, "submitted", owner=owner)
+    except StoreError:
+        now = campaign.trials[trial.number]
+        if now.state == "queued" or now.approval == "submitted":
+            raise
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------- approvals
@@ -207,6 +226,27 @@ def reject(campaign: Campaign, which: Sequence[int], reason: str, who: str | Non
             if campaign.trials[number].approval != "rejected":
                 raise
     return found
+
+
+def withdraw(campaign: Campaign, which: Sequence[int]) -> list[Trial]:
+    """Take requests back from the people who have them: they are approved, and workers may evaluate them.
+
+    Args:
+        campaign: that asked.
+        which: numbers.
+
+    Raises:
+        UnknownTrial: there is no trial of this number.
+        StoreError: one is not with people; nothing is taken back.
+    """
+    trials = campaign.trials
+    for number in which:
+        if number < len(trials) and standing(trials[number]) != "submitted":
+            raise StoreError(
+                f"request {key(campaign.name)}#{number}: only what is submitted can be withdrawn, got one that is "
+                f"{standing(trials[number])}. See excursion requests"
+            )
+    return [t for number in which for t in campaign.store.release(campaign.name, number=number)]
 
 
 # -------------------------------------------------------------------------------------------------------- table

@@ -24,7 +24,7 @@ from .writing import RESULT, SHEET
 __all__ = ["Refusal", "Row", "Rows", "expand", "read_rows"]
 
 #: Largest file, and largest content of a packed one, in bytes; most rows of a sheet; deepest nesting.
-LARGEST, UNPACKED, MOST, DEEPEST = 64 << 20, 256 << 20, 200_000, 30
+LARGEST, UNPACKED, MOST, DEEPEST = 32 << 20, 64 << 20, 200_000, 30
 #: Longest cell that messages show.
 _SHOWN = 80
 _KINDS = (".csv", ".tsv", ".txt", ".xlsx", ".yaml", ".yml", ".json", ".slha", ".spc", ".lha")

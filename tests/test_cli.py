@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,16 @@ def test_status(done: Path) -> None:
 
 def test_list(done: Path) -> None:
     assert said("list", done) == "scan: 12 trials\n"
+
+
+def test_log(done: Path) -> None:
+    lines = said("log", done, "--number", 3).splitlines()
+    assert [line.split()[1] for line in lines] == ["ask", "claim", "tell"]
+    assert all(re.match(r"20\d\d-\d\d-\d\dT[0-9:.]+\+00:00  \w+ +3  seed \d+  ", line) for line in lines)
+    assert f"excursion {version('excursion')}" in lines[0]
+    events = json.loads(said("log", done, "--json"))
+    assert {e["kind"] for e in events} == {"ask", "retry", "claim", "tell"}
+    assert {e["number"] for e in events} == set(range(12))
 
 
 def test_trials_go_out_and_come_back(done: Path, tmp_path: Path) -> None:

@@ -219,6 +219,23 @@ def doctor(
 
 
 @app.command()
+def log(
+    store: StoreArgument,
+    name: NameArgument = None,
+    number: Annotated[int | None, typer.Option(help="Of one trial only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who did what and when: every ask, claim, retry and value, with machine, version and seed."""
+    with _reported():
+        from .campaign import Campaign
+        from .report.tables import log_json, log_lines
+
+        campaign = Campaign.open(store, name)
+        events = campaign.store.events(campaign.name, number)
+        typer.echo(log_json(events) if as_json else "\n".join(log_lines(events)))
+
+
+@app.command()
 def ask(
     store: StoreArgument,
     name: NameArgument = None,

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..problem import Problem
 from ..result import Result, table
 from ..runner import Report
 from ..shadow import Replay
-from ..store import Store, open_store
+from ..store import Event, Store, open_store
 from ..uncertainty import SetSummary
 
 __all__ = [
@@ -300,6 +301,24 @@ def standing_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _share(value: float | None, of: str) -> str:
     return "" if value is None else f"{100 * value:.2f} % of {of}"
+
+
+def log_lines(events: Sequence[Event]) -> list[str]:
+    """A campaign's log, one line each: time (UTC), what, which trial, who, on which machine, with which version."""
+    return [
+        f"{datetime.fromtimestamp(e.time, UTC).isoformat(timespec='milliseconds')}  {e.kind:<7} {e.number:>5}"
+        + (f"  seed {e.seed}" if e.seed is not None else "")
+        + f"  {e.host}:{e.pid}"
+        + (f" for {e.owner}" if e.owner else "")
+        + (f"  excursion {e.version}" if e.version else "")
+        + (f"  {' '.join(e.note.split())}" if e.note else "")
+        for e in events
+    ]
+
+
+def log_json(events: Sequence[Event]) -> str:
+    """The same for programs."""
+    return strict_json([asdict(e) for e in events])
 
 
 def listing(url: str) -> list[str]:

@@ -21,6 +21,7 @@ from excursion.errors import InvalidOutcome, InvalidSpec
 from excursion.evaluators.adapters import Imported, Selected
 from excursion.evaluators.command import Command
 from excursion.evaluators.pyhf import TASKS
+from excursion.evaluators.yadage import Yadage
 from excursion.examples.sleptons import Reinterpretation, Simulation
 from excursion.problem import Fidelity, Problem, Task
 from excursion.proposal import Strategy
@@ -211,7 +212,7 @@ BAD = [
     ("threshold: one", "threshold: 1.0", 10, "tasks.observed.threshold: must be a number, got 'one'"),
     ("tasks: {}", "tasks:\n  observed: {threshold: 1.0, transform: log-tanh}", 9, "problem: needs at least one task"),
     ("  m_chi: {", "  observed: {", 10, "tasks.m_chi: columns of the table of trials need different names"),
-    ("comand:", "command:", 11, "exactly one of the keys command, python, example must be given"),
+    ("comand:", "command:", 11, "exactly one of the keys command, python"),
     ("comand:", "command:", 11, "Did you mean 'command'?"),
     ("python: a.py:f\n  command:", "command:", 11, "got ['python', 'command', 'timeout']"),
     ("{m_slep}", "{m_slepton}", 12, "evaluator.command: command: placeholders must be parameters (m_chi, m_slepton)"),
@@ -317,10 +318,13 @@ def blocks() -> list[str]:
 @pytest.mark.parametrize("block", blocks(), ids=range(len(blocks())))
 def test_the_documented_files_are_valid(block: str, tmp_path: Path) -> None:
     (tmp_path / "physics.py").write_text("def limit(point):\n    return point['x'] + point['y'] - 1.6\n")
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "workflow.yml").write_text("stages: [m1, g, seed]\n")
     spec = parse(block, tmp_path / "scan.yaml")
     if spec.evaluator is not None:
         made = evaluator(json.loads(json.dumps(spec.evaluator)), spec.problem)
-        assert isinstance(made, {"command": Command, "python": Imported, "example": Selected}[spec.evaluator["kind"]])
+        kinds = {"command": Command, "python": Imported, "example": Selected, "yadage": Yadage}
+        assert isinstance(made, kinds[spec.evaluator["kind"]])
     if spec.evaluator and spec.evaluator["kind"] == "python":
         report = go_on(begin(spec), spec.evaluator, spec.run, budget=9, progress=False)
         assert (report.reason, report.evaluations, report.failed) == ("budget", 9, 0)

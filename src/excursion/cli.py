@@ -622,6 +622,20 @@ def sleptons(
         example(out=out, dimensions=dimensions, fidelity=fidelity, budget=budget, **given)
 
 
+@examples.command()
+def recast(
+    out: Annotated[Path, typer.Option(help="Folder for the workflow, its catalogue, the campaign.")] = Path("recast"),
+    budget: Budget = None,
+    workers: Workers = None,
+) -> None:
+    """The same limits by a workflow as RECAST preserves them; writes its files and runs the campaign."""
+    from .examples.recast import write
+
+    with _reported():
+        spec = write(out)
+    run_spec(spec, budget, workers)
+
+
 def main() -> None:
     """Entry point of the command."""
     app(prog_name="excursion")

@@ -32,6 +32,8 @@ from .errors import DuplicateCampaign, ExcursionError, InvalidOutcome, InvalidSp
 from .evaluators import Evaluator
 from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
+from .evaluators.reader import Quantity, Reader
+from .evaluators.yadage import Containers, Entry, Yadage, entry
 from .problem import Fidelity, Goal, Problem, Task, TransformName
 from .proposal import Strategy
 from .result import table
@@ -270,6 +272,36 @@ class _Python(pydantic.BaseModel):
     python: _Text
 
 
+class _Result(pydantic.BaseModel):
+    model_config = _CONFIG
+    file: _Text | None = None
+    keys: dict[str, str | list[str | int]] = {}
+    quantity: Quantity | dict[str, Quantity] = "value"
+    valid: list[float] | dict[str, list[float]] = {}
+    scale: float | dict[str, float] = 1.0
+    variances: dict[str, str | list[str | int]] = {}
+    errors: dict[str, str | list[str | int]] = {}
+    missing: list[str] = []
+
+
+class _Workflow(pydantic.BaseModel):
+    model_config = _CONFIG
+    yadage: _Text | None = None
+    recast: _Text | None = None
+    example_inputs: _Text | None = None
+    toplevel: _Text | None = None
+    inputs: dict[str, Any] | None = None
+    constants: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+    executable: _Text | None = None
+    backend: _Text = "foregroundasync"
+    containers: Containers = "docker"
+    initdir: _Text | None = None
+    workdir: _Text = "work"
+    timeout: Annotated[float, pydantic.Field(gt=0)] | None = None
+    environment: dict[str, str] = {}
+
+
 class _Example(pydantic.BaseModel):
     model_config = _CONFIG
     example: Literal["sleptons"]
@@ -300,7 +332,13 @@ class _Run(pydantic.BaseModel):
     approval: bool = False
 
 
-_EVALUATORS: dict[str, type[pydantic.BaseModel]] = {"command": _Command, "python": _Python, "example": _Example}
+_EVALUATORS: dict[str, type[pydantic.BaseModel]] = {
+    "command": _Command,
+    "python": _Python,
+    "yadage": _Workflow,
+    "recast": _Workflow,
+    "example": _Example,
+}
 
 
 @lru_cache(maxsize=32)
@@ -530,6 +568,8 @@ def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, f
         fix = next((c for c in close if c.startswith("Did")), "See docs/yaml.md")
         raise document.invalid(path, f"exactly one of the keys {', '.join(_EVALUATORS)} must be given", list(data), fix)
     settings = {"kind": kinds[0], **_given(document, _EVALUATORS[kinds[0]], data, path), "folder": str(folder)}
+    if "result" in settings and isinstance(settings["result"], dict):
+        settings["result"] = _given(document, _Result, settings["result"], (*path, "result"))
     with document.at((*path, kinds[0])):
         evaluator(settings, problem)
     return settings
@@ -552,7 +592,46 @@ def evaluator(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
         return Command(template, **given, parameters=problem.space.names, task=first, folder=folder)
     if kind == "python":
         return Imported(given["python"], folder, first)
+    if kind in ("yadage", "recast"):
+        return _workflow(given, problem, folder)
     return _sleptons(given, problem)
+
+
+def _workflow(settings: Mapping[str, Any], problem: Problem, folder: str) -> Yadage:
+    given = {key: value for key, value in settings.items() if value is not None}
+    given |= {"parameters": problem.space.names, "folder": folder}
+    result, example = given.pop("result", {}), given.pop("example_inputs", None)
+    if "recast" in given:
+        found = entry(os.path.join(folder, os.path.expanduser(given.pop("recast"))), example or "default")
+        return found.evaluator(_reader(result, problem, found), **given)
+    if example is not None:
+        raise InvalidSpec(
+            f"yadage: example_inputs are those of an entry, got {example!r}. Write recast: ..., or leave it"
+        )
+    return Yadage(given.pop("yadage"), _reader(result, problem), **given)
+
+
+def _reader(settings: Mapping[str, Any], problem: Problem, found: Entry | None = None) -> Reader:
+    """The reader that the key "result" describes; tasks are read under their own names by default.
+
+    Args:
+        settings: those of the YAML.
+        problem: gives the names of the tasks.
+        found: its only result is the file by default.
+
+    Raises:
+        InvalidSpec: no file, or keys that do not fit the tasks.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    if not (file := given.pop("file", None) or (found.result if found else None)):
+        raise InvalidSpec("result: needs the file of the values, got none. Write result: {file: fit/limits.json}")
+    tasks = problem.task_names
+    keys = given.pop("keys", None) or dict(zip(tasks, tasks))
+    if set(keys) != set(tasks):
+        raise InvalidSpec(f"result: keys must name the tasks ({', '.join(tasks)}), got {list(keys)}. Name each of them")
+    if isinstance(valid := given.pop("valid", {}), list):
+        valid = dict.fromkeys(keys, valid)
+    return Reader(file, keys, valid=valid, **given)
 
 
 def _sleptons(settings: Mapping[str, Any], problem: Problem) -> Evaluator:

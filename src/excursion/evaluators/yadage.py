@@ -70,7 +70,8 @@ class Yadage(Evaluator):
         workdir: the directory under which each evaluation gets its own, as in `Command`.
         timeout: seconds after which workflow and steps are killed; None for no limit. A container may live on: its
             engine, not we, is its parent.
-        environment: variables that yadage and the steps see besides those of this process.
+        environment: variables that yadage and the steps see besides those of this process. Without an executable, PATH
+            begins with the folder of this Python, so that local steps find it and its programs.
         parameters: the names of the space's parameters, to check `inputs`; None to find out at the first evaluation.
         folder: what the other paths are relative to; the current directory if empty.
 
@@ -250,7 +251,12 @@ class Yadage(Evaluator):
         work = str(directory / _WORK)
         dataopts = {"initdir": self.initdir} if self.initdir else {}
         # A step's failure would otherwise come with a traceback of packtivity behind what the step itself said.
-        environment = {"PACKTIVITY_LOGGING_STREAM_LEVEL": "CRITICAL", **self.environment}
+        environment = {"PACKTIVITY_LOGGING_STREAM_LEVEL": "CRITICAL"}
+        if not self.executable:
+            # As in an environment that has been activated: "python" is this one for steps, too.
+            paths = [os.path.dirname(sys.executable), *([path] if (path := os.environ.get("PATH")) else [])]
+            environment["PATH"] = os.pathsep.join(paths)
+        environment |= self.environment
         if self.containers == "singularity":
             environment["PACKTIVITY_CONTAINER_RUNTIME"] = "singularity"
         plugin = []

@@ -479,3 +479,31 @@ def test_what_contradicts_a_value_known_there_is_recorded_as_a_failure():
     assert value.info["refused"] == {"values": {"f": 0.4}, "variances": {"f": 1e-4}}
     assert report.failed == 2
     assert report.last_error == value.error
+
+
+def test_what_a_lost_machine_was_evaluating_is_taken_up(tmp_path):
+    """Of another machine nobody can see whether its process is alive; its lease ends."""
+    c = campaign(tmp_path / "scan.db")
+    c.add([{"x": 0.25, "y": 0.25}])
+    assert c.store.claim("c", "elsewhere:17:1.00:lost", lease=0.2) is not None
+    c.add([{"x": 0.75, "y": 0.25}])
+    time.sleep(0.3)
+    run(c, Function(lambda p: p["x"]), budget=2, workers=1, progress=False)
+    assert [t.outcome.values["f"] for t in c.trials] == [0.25, 0.75]
+    assert [e.kind for e in c.store.events("c", 0)] == ["ask", "claim", "expire", "claim", "tell"]
+
+
+def test_a_run_renews_its_leases(tmp_path, monkeypatch):
+    monkeypatch.setattr("excursion.runner.LEASE", 0.3)
+    c = campaign(tmp_path / "scan.db")
+    c.add([{"x": 0.25, "y": 0.25}])
+    stolen = []
+
+    def slow(point):
+        time.sleep(1.2)
+        stolen.extend(open_store(tmp_path / "scan.db").expire("c"))
+        return point["x"]
+
+    run(c, Function(slow), budget=1, workers=1, progress=False)
+    assert stolen == []
+    assert [e.kind for e in c.store.events("c")] == ["ask", "claim", "tell"]

@@ -12,6 +12,8 @@ from .data import Outcome, Trial
 from .errors import InvalidStrategy, StoreError, TrialFinished, UnknownCampaign
 from .owners import is_dead
 
+#: Seconds that a trial stays with whoever runs it and does not renew its lease any more.
+LEASE = 60.0
 #: A trial that was queued again this many times, because whoever ran it had died, is recorded as failed.
 DEATHS = 5
 

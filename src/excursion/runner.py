@@ -30,7 +30,7 @@ from .errors import (
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
 from .forecast import Forecast, forecast, latest, pace, paid, unit
-from .leases import release_dead
+from .leases import LEASE, Heartbeat, release_dead
 from .owners import new_owner
 from .precision import Precision, parse
 
@@ -117,6 +117,8 @@ def run(
         pool = _Pool(evaluator, executor, workers)
         stack.callback(pool.close)
         display = stack.enter_context(_display(campaign, budget, watch) if progress else contextlib.nullcontext())
+        # Where this machine is lost, others take up what it was evaluating.
+        stack.enter_context(Heartbeat(campaign, owner, LEASE))
         running: dict[Future, Trial] = {}
         suspects: list[Trial] = []  # in flight when a pool broke; evaluated alone, so that only the guilty one fails
 
@@ -128,7 +130,7 @@ def run(
                 if suspects and not running:
                     start(suspects.pop(0))
                 alone = bool(suspects) or any(t.number in breaks for t in running.values())
-                while not alone and len(running) < workers and (trial := store.claim(name, owner)):
+                while not alone and len(running) < workers and (trial := store.claim(name, owner, lease=LEASE)):
                     start(trial)
                 free = 0 if alone else workers - len(running)
                 if not reason and not exhausted and free >= min(batch, workers):
@@ -171,7 +173,7 @@ def run(
                         )
                     # Told by somebody else meanwhile: their word stands.
                     with contextlib.suppress(TrialFinished):
-                        state = store.finish(name, trial.number, outcome).state
+                        state = store.finish(name, trial.number, outcome, owner=owner).state
                         evaluations += 1
                         if state not in INFORMATIVE:
                             failed, last_error = failed + 1, outcome.error or ""

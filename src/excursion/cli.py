@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from .errors import ExcursionError, InvalidOutcome, InvalidPoint, InvalidTable
+from .secrets import masked, without_password
+from .untrusted import LARGEST_RESULT, printable, read_text
 
 if TYPE_CHECKING:
     from .campaign import Campaign
@@ -55,8 +57,13 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except ExcursionError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"error: {_line(str(error))}", err=True)
         raise typer.Exit(2) from None
+
+
+def _line(text: str) -> str:
+    """A text on one line, without secrets and without what would steer a terminal."""
+    return " ".join(printable(masked(text)).split())
 
 
 @contextmanager
@@ -71,7 +78,7 @@ def _interruptible(command: str) -> Iterator[None]:
         with _reported():
             yield
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: go on with: excursion {command}", err=True)
+        typer.echo(_line(f"interrupted: go on with: excursion {command}"), err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -111,7 +118,7 @@ def run_spec(
         campaign = begin(found)
         options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
         report = go_on(campaign, found.evaluator, found.run, **options, progress=progress)
-        typer.echo(ended(report, found.store))
+        typer.echo(_line(ended(report, without_password(found.store))))
 
 
 @app.command()
@@ -121,7 +128,7 @@ def create(spec: SpecArgument) -> None:
         from .spec import begin, load
 
         found = load(spec)
-        typer.echo(f"campaign {begin(found).name!r} is in {found.store}")
+        typer.echo(f"campaign {begin(found).name!r} is in {without_password(found.store)}")
 
 
 @app.command()
@@ -137,12 +144,12 @@ def resume(
 
     Points that were in flight when a run died are evaluated again; everything that was told is kept.
     """
-    with _interruptible(shlex.join(["resume", store, *([name] if name else [])])):
+    with _interruptible(shlex.join(["resume", without_password(store), *([name] if name else [])])):
         from .report.tables import ended
         from .spec import resume as go_on
 
         options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
-        typer.echo(ended(go_on(store, name, **options, progress=progress), store))
+        typer.echo(_line(ended(go_on(store, name, **options, progress=progress), without_password(store))))
 
 
 @app.command("list")
@@ -295,8 +302,6 @@ def tell(
                 typer.echo(f"trial {trial.number} is {trial.state}")
             return
         if file is not None and text is None:
-            from .untrusted import LARGEST_RESULT, read_text
-
             piped = sys.stdin.read(LARGEST_RESULT) if file == "-" else None
             text = piped if piped is not None else read_text(file, InvalidOutcome, largest=LARGEST_RESULT)
         told = outcome(campaign.problem, values=value or (), text=text, failed=failed, permanent=impossible)

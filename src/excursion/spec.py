@@ -38,6 +38,7 @@ from .problem import Fidelity, Goal, Problem, Task, TransformName
 from .proposal import Strategy
 from .result import table
 from .runner import Report, run
+from .secrets import masked, secrets_in, without_password
 from .space import Parameter, ParameterSpace
 from .store import Store, open_store
 from .surrogate import RECIPES
@@ -64,7 +65,7 @@ class Spec:
     Attributes:
         file: where it was read.
         name: of the campaign.
-        store: absolute path or URL of the store.
+        store: absolute path or URL of the store; not in the representation, for it may hold a password.
         problem: what is searched.
         strategy: how.
         evaluator: settings for `evaluator`, JSON-compatible; None if points are told by hand.
@@ -73,7 +74,7 @@ class Spec:
 
     file: str
     name: str
-    store: str
+    store: str = dataclasses.field(repr=False)
     problem: Problem
     strategy: Strategy
     evaluator: Mapping[str, Any] | None
@@ -125,7 +126,7 @@ def _dotted(path: _Keys) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = masked(repr(value))
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
@@ -442,6 +443,7 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
     path = Path(os.path.abspath(file))
     document = _read(text, os.fspath(file))
     top = _given(document, _Top, document.data, ())
+    _require_no_secrets(document, top)
     problem = _problem(document, top)
     settings = top.get("evaluator")
     if settings is not None:
@@ -461,6 +463,16 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
         evaluator=settings,
         run={key: value for key, value in running.items() if value is not None},
     )
+
+
+def _require_no_secrets(document: _Document, top: Mapping[str, Any]) -> None:
+    """Refuse passwords and tokens in what goes into the store; the store's own URL does not."""
+    for section in top.keys() - {"store", "name", "parameters", "constraints", "tasks", "fidelities"}:
+        for path in secrets_in(top[section], (section,)):
+            raise InvalidSpec(
+                f"{document.where(path)}: a campaign must not hold passwords or tokens, for who reads its store sees "
+                "them, got ***. Set it in the environment of the worker, from where programs have it"
+            )
 
 
 def _problem(document: _Document, top: Mapping[str, Any]) -> Problem:
@@ -675,8 +687,9 @@ def begin(spec: Spec, store: Store | None = None) -> Campaign:
     stored = opened.spec(spec.name)
     for part, mine in (("problem", spec.problem.to_json()), ("strategy", spec.strategy.to_json())):
         if difference := _difference(json.loads(json.dumps(mine)), stored[part], part):
+            place = without_password(spec.store)
             raise InvalidSpec(
-                f"{spec.file}: campaign {spec.name!r} is in {spec.store} already with another {part}, "
+                f"{spec.file}: campaign {spec.name!r} is in {place} already with another {part}, "
                 f"got {difference}. Give a new name or store, or the {part} it was begun with"
             )
     return campaign

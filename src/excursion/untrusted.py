@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = [
     "LARGEST",
     "LARGEST_RESULT",
     "json_value",
+    "printable",
     "read_end",
     "read_result",
     "read_text",
@@ -111,6 +114,27 @@ def _inside(path: Path, directory: Path, largest: int, *, whole: bool) -> bytes:
 def _closed(descriptor: int) -> Any:
     os.close(descriptor)
     raise ValueError("something that is no file")
+
+
+#: What moves a terminal's cursor or sets its colours (ECMA-48), and titles of windows.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(value: Any) -> Any:
+    """JSON-compatible data whose texts can be written as UTF-8 and shown on a terminal.
+
+    Escape sequences are removed, carriage returns end lines; other control characters and halves of characters, which
+    file names that are no UTF-8 have in Python, become U+FFFD.
+    """
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        text = _ESCAPES.sub("", value).replace("\r\n", "\n").replace("\r", "\n")
+        return _UNPRINTABLE.sub("\ufffd", text)
+    if isinstance(value, Mapping):
+        return {printable(key): printable(inner) for key, inner in value.items()}
+    return [printable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def json_value(text: str) -> Any:

@@ -27,6 +27,8 @@ from ..errors import (
     UnknownCampaign,
     UnknownTrial,
 )
+from ..secrets import masked, masked_data
+from ..untrusted import printable
 
 #: Characters of a campaign's name.
 NAME_LENGTH = 200
@@ -334,8 +336,11 @@ def campaign_json(name: str, spec: Mapping[str, Any]) -> str:
         ) from error
 
 
-def outcome_json(where: str, outcome: Outcome) -> str:
-    """An outcome as text."""
+def outcome_json(where: str, outcome: Outcome, *, stored: bool = False) -> str:
+    """An outcome as text, without secrets and what cannot be shown (unless it comes from a store, where none are)."""
+    error, info = outcome.error, dict(outcome.info)
+    if not stored:
+        error, info = printable(error and masked(error)), printable(masked_data(info))
     # Python's JSON writes floats by repr, hence exactly, and infinities as Infinity.
     try:
         return json.dumps(
@@ -343,9 +348,9 @@ def outcome_json(where: str, outcome: Outcome) -> str:
                 "values": dict(outcome.values),
                 "variances": dict(outcome.variances),
                 "bounds": dict(outcome.bounds),
-                "error": outcome.error,
+                "error": error,
                 "permanent": bool(outcome.permanent),
-                "info": dict(outcome.info),
+                "info": info,
                 "missing": list(outcome.missing),
             }
         )
@@ -427,7 +432,10 @@ def told_trials(name: str, new: Sequence[Trial], outcomes: Sequence[Outcome], to
 def events_of(kind: Kind, trials: Sequence[Trial], owner: str | None = None, note: str = "") -> list[Event]:
     """The lines of the log for something that happens to trials now, by default to their owners."""
     now, host, pid = time.time(), socket.gethostname(), os.getpid()
-    return [Event(kind, t.number, now, host, pid, owner or t.owner, _version(), t.seed, note) for t in trials]
+    return [
+        Event(kind, t.number, now, host, pid, owner or t.owner, _version(), t.seed, printable(masked(note)))
+        for t in trials
+    ]
 
 
 def asks(trials: Sequence[Trial]) -> list[Event]:
@@ -507,7 +515,7 @@ def reviewed(name: str, trial: Trial, approval: Approval, note: str, owner: str 
 
 def rejection(note: str) -> Outcome:
     """The outcome of a trial that people will not evaluate."""
-    return Outcome.failed(f"rejected: {note.strip()}", permanent=True)
+    return Outcome.failed(f"rejected: {masked(note.strip())}", permanent=True)
 
 
 def to_queue(trial: Trial) -> Trial:

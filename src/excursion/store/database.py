@@ -11,6 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from ..errors import MissingExtra, StoreError
+from ..secrets import masked
 
 #: Seconds a transaction waits for those of other processes before it gives up.
 PATIENCE = 30.0
@@ -32,19 +33,20 @@ def parse_url(url: str | os.PathLike[str]) -> sa.URL:
             # The short scheme is libpq's.
             parsed = sa.make_url(re.sub(r"^postgres://", "postgresql://", text))
             backend = parsed.get_backend_name()
-        except (sa.exc.ArgumentError, ValueError) as error:
-            raise StoreError(f"store: the URL must be one of a database, got {_shown(text)!r}. {_URLS}") from error
+        except (sa.exc.ArgumentError, ValueError, UnicodeError):
+            # Not from that error, which may quote a part of the password as the port.
+            raise StoreError(f"store: the URL must be one of a database, got {masked(text)!r}. {_URLS}") from None
         if backend not in ("sqlite", "postgresql"):
             raise StoreError(f"store: the database must be SQLite or PostgreSQL, got {backend!r}. {_URLS}")
         if backend == "postgresql":
             return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == backend else parsed
         path = parsed.database or ""
         if parsed.host or parsed.query or parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-            raise StoreError(f"store: an SQLite URL must hold a path and nothing else, got {_shown(text)!r}. {_URLS}")
+            raise StoreError(f"store: an SQLite URL must hold a path and nothing else, got {masked(text)!r}. {_URLS}")
     else:
         path = os.path.expanduser(text)
     if path in ("", ":memory:") or path.startswith("file:"):
-        raise StoreError(f"store: SQLite needs the path of a file, got {_shown(text)!r}. {_URLS}")
+        raise StoreError(f"store: SQLite needs the path of a file, got {masked(text)!r}. {_URLS}")
     return sa.URL.create("sqlite", database=os.path.abspath(path))
 
 
@@ -75,11 +77,6 @@ def make_engine(url: sa.URL) -> sa.Engine:
     else:
         _postgres_rules(engine)
     return engine
-
-
-def _shown(text: str) -> str:
-    """A URL without the password that it may hold."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text)
 
 
 def advice(message: str) -> str:

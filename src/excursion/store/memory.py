@@ -261,5 +261,5 @@ class MemoryStore(Store):
 
 def _copy(trial: Trial) -> Trial:
     """A trial whose dictionaries the caller may change without changing the store."""
-    kept = trial.outcome and outcome_of(outcome_json("trial", trial.outcome))
+    kept = trial.outcome and outcome_of(outcome_json("trial", trial.outcome, stored=True))
     return replace(trial, x=dict(trial.x), predicted=dict(trial.predicted), belief=dict(trial.belief), outcome=kept)

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from ..data import PENDING, Approval, Outcome, Proposal, Trial
 from ..errors import SchemaMismatch, StoreError
+from ..secrets import without_password
 from .base import (
     CLAIMABLE,
     REVIEWS,
@@ -170,7 +171,9 @@ class SqlStore(Store):
     @property
     def url(self) -> str:
         """Where the store is, without the password: the file's absolute path, or the database's URL."""
-        return str(self._url.database if is_sqlite(self._url) else self._url.render_as_string(hide_password=True))
+        if is_sqlite(self._url):
+            return str(self._url.database)
+        return without_password(self._url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         """Let go of the engine; no connection is open between calls anyway."""

@@ -57,13 +57,18 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except ExcursionError as error:
-        typer.echo(f"error: {_line(str(error))}", err=True)
+        _say(f"error: {_line(str(error))}", err=True)
         raise typer.Exit(2) from None
 
 
+def _say(text: Any, *, err: bool = False, nl: bool = True) -> None:
+    """Print, but for what would steer the terminal or is no character: texts of programs may hold anything."""
+    typer.echo(printable(str(text)), err=err, nl=nl)
+
+
 def _line(text: str) -> str:
-    """A text on one line, without secrets and without what would steer a terminal."""
-    return " ".join(printable(masked(text)).split())
+    """A text on one line, without secrets."""
+    return " ".join(masked(text).split())
 
 
 @contextmanager
@@ -78,7 +83,7 @@ def _interruptible(command: str) -> Iterator[None]:
         with _reported():
             yield
     except KeyboardInterrupt:
-        typer.echo(_line(f"interrupted: go on with: excursion {command}"), err=True)
+        _say(_line(f"interrupted: go on with: excursion {command}"), err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -88,7 +93,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"excursion {version('excursion')}")
+        _say(f"excursion {version('excursion')}")
         raise typer.Exit
 
 
@@ -118,7 +123,7 @@ def run_spec(
         campaign = begin(found)
         options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
         report = go_on(campaign, found.evaluator, found.run, **options, progress=progress)
-        typer.echo(_line(ended(report, without_password(found.store))))
+        _say(_line(ended(report, without_password(found.store))))
 
 
 @app.command()
@@ -128,7 +133,7 @@ def create(spec: SpecArgument) -> None:
         from .spec import begin, load
 
         found = load(spec)
-        typer.echo(f"campaign {begin(found).name!r} is in {without_password(found.store)}")
+        _say(f"campaign {begin(found).name!r} is in {without_password(found.store)}")
 
 
 @app.command()
@@ -149,7 +154,7 @@ def resume(
         from .spec import resume as go_on
 
         options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
-        typer.echo(_line(ended(go_on(store, name, **options, progress=progress), without_password(store))))
+        _say(_line(ended(go_on(store, name, **options, progress=progress), without_password(store))))
 
 
 @app.command("list")
@@ -159,7 +164,7 @@ def list_campaigns(store: StoreArgument) -> None:
         from .report.tables import listing
 
         for line in listing(store):
-            typer.echo(line)
+            _say(line)
 
 
 @app.command()
@@ -178,7 +183,7 @@ def status(
         from .report.tables import standing, standing_lines, strict_json
 
         found = standing(Campaign.open(store, name), goal or None, belief)
-        typer.echo(strict_json(found) if as_json else "\n".join(standing_lines(found)))
+        _say(strict_json(found) if as_json else "\n".join(standing_lines(found)))
 
 
 @app.command()
@@ -196,7 +201,7 @@ def sets(
         from .result import Result
 
         found = summaries(Result.of(Campaign.open(store, name)), task)
-        typer.echo(sets_json(found) if as_json else "\n".join(sets_lines(found)))
+        _say(sets_json(found) if as_json else "\n".join(sets_lines(found)))
 
 
 @app.command()
@@ -220,9 +225,9 @@ def doctor(
 
         found = examine(Campaign.open(store, name), time.time(), repair=repair)
         if as_json:
-            typer.echo(strict_json([asdict(finding) for finding in found]))
+            _say(strict_json([asdict(finding) for finding in found]))
         else:
-            typer.echo("\n".join(f"{f.kind}: {f.text}" for f in found) or "nothing is odd")
+            _say("\n".join(f"{f.kind}: {f.text}" for f in found) or "nothing is odd")
 
 
 @app.command()
@@ -262,9 +267,9 @@ def ask(
         campaign = Campaign.open(store, name)
         trials = campaign.ask(n)
         if as_csv:
-            typer.echo(points_csv(campaign.problem, trials), nl=False)
+            _say(points_csv(campaign.problem, trials), nl=False)
         else:
-            typer.echo(points_json(trials) if as_json else "\n".join(point_lines(trials)))
+            _say(points_json(trials) if as_json else "\n".join(point_lines(trials)))
 
 
 @app.command()
@@ -299,13 +304,13 @@ def tell(
         campaign = Campaign.open(store, name)
         if table is not None or number is None:
             for trial in campaign.tell_table(table or ""):
-                typer.echo(f"trial {trial.number} is {trial.state}")
+                _say(f"trial {trial.number} is {trial.state}")
             return
         if file is not None and text is None:
             piped = sys.stdin.read(LARGEST_RESULT) if file == "-" else None
             text = piped if piped is not None else read_text(file, InvalidOutcome, largest=LARGEST_RESULT)
         told = outcome(campaign.problem, values=value or (), text=text, failed=failed, permanent=impossible)
-        typer.echo(f"trial {number} is {campaign.tell(number, told).state}")
+        _say(f"trial {number} is {campaign.tell(number, told).state}")
 
 
 @app.command("import")
@@ -329,7 +334,7 @@ def import_table(
             if not equals or not theirs or not ours:
                 raise InvalidTable(f"import: a column is theirs=ours, got {item!r}. Write --column theirs=ours")
             columns[theirs.strip()] = ours.strip()
-        typer.echo(Campaign.open(store, name).warm_start(table, fidelity, columns))
+        _say(Campaign.open(store, name).warm_start(table, fidelity, columns))
 
 
 @app.command("export-requests")
@@ -369,7 +374,7 @@ def export_requests(
             campaign, format_, place, n=n, wanted=state, submit=submit, template=template, entries=slha or (), who=to
         )
         where = str(files[0]) if len(files) == 1 else f"{place} ({len(files)} files)"
-        typer.echo(f"{_counted(len(asked))} in {where}{': submitted' if submit else ''}")
+        _say(f"{_counted(len(asked))} in {where}{': submitted' if submit else ''}")
 
 
 @app.command("import-results")
@@ -396,7 +401,7 @@ def import_results(
         if not files:
             raise InvalidTable("import-results: needs a result file, got none. Name a file or a folder")
         found = read_results(campaign, files, person())
-        typer.echo(strict_json(asdict(found)) if as_json else "\n".join(found.lines()))
+        _say(strict_json(asdict(found)) if as_json else "\n".join(found.lines()))
         if found.refused:
             raise typer.Exit(1)
 
@@ -418,7 +423,7 @@ def approve(
         if everything == bool(words):
             raise InvalidPoint("approve: needs the numbers of requests or --all, got both or neither")
         done = let(campaign, None if everything else numbers(campaign, words))
-        typer.echo(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} approved")
+        _say(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} approved")
 
 
 @app.command()
@@ -436,7 +441,7 @@ def reject(
 
         campaign, words = _campaign_and(store, names, _is_numbers)
         done = refuse(campaign, numbers(campaign, words), reason)
-        typer.echo(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} rejected")
+        _say(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} rejected")
 
 
 @app.command()
@@ -471,7 +476,7 @@ def requests(
         from .report.tables import strict_json
 
         found = listed(Campaign.open(store, name), pending)
-        typer.echo(strict_json(found) if as_json else "\n".join(requests_lines(found)))
+        _say(strict_json(found) if as_json else "\n".join(requests_lines(found)))
 
 
 def _counted(count: int) -> str:
@@ -514,7 +519,7 @@ def plot(
         from .result import Result
 
         draw(Result.of(Campaign.open(store, name)), out)
-        typer.echo(out)
+        _say(out)
 
 
 @app.command()
@@ -538,7 +543,7 @@ def export(
 
         text = exported(Campaign.open(store, name), what, format_, fix or ())
         if out == "-":
-            typer.echo(text, nl=not text.endswith("\n"))
+            _say(text, nl=not text.endswith("\n"))
         else:
             write(text, out)
 
@@ -594,7 +599,7 @@ def replay(
             from .report.plot import plot_replay
 
             plot_replay(found, plot)
-        typer.echo(replayed_json(found) if as_json else "\n".join(replayed(found)))
+        _say(replayed_json(found) if as_json else "\n".join(replayed(found)))
 
 
 def _names(text: str | None) -> list[str] | None:

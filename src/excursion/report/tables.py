@@ -25,6 +25,7 @@ from ..runner import Report
 from ..shadow import Replay
 from ..store import Event, Store, open_store
 from ..uncertainty import SetSummary
+from ..untrusted import printable
 
 __all__ = [
     "contours",
@@ -431,7 +432,7 @@ def write(text: str, out: str) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    path = Path(out)
+    path, text = Path(out), printable(text)  # what is no character cannot be written as UTF-8
     draft = path.with_name(f".{path.name}.part")
     try:
         draft.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")

@@ -28,7 +28,6 @@ from ..errors import (
     UnknownTrial,
 )
 from ..secrets import masked, masked_data
-from ..untrusted import printable
 
 #: Characters of a campaign's name.
 NAME_LENGTH = 200
@@ -337,10 +336,10 @@ def campaign_json(name: str, spec: Mapping[str, Any]) -> str:
 
 
 def outcome_json(where: str, outcome: Outcome, *, stored: bool = False) -> str:
-    """An outcome as text, without secrets and what cannot be shown (unless it comes from a store, where none are)."""
+    """An outcome as text; without secrets, unless it comes from a store, where none are."""
     error, info = outcome.error, dict(outcome.info)
     if not stored:
-        error, info = printable(error and masked(error)), printable(masked_data(info))
+        error, info = error and masked(error), masked_data(info)
     # Python's JSON writes floats by repr, hence exactly, and infinities as Infinity.
     try:
         return json.dumps(
@@ -432,10 +431,7 @@ def told_trials(name: str, new: Sequence[Trial], outcomes: Sequence[Outcome], to
 def events_of(kind: Kind, trials: Sequence[Trial], owner: str | None = None, note: str = "") -> list[Event]:
     """The lines of the log for something that happens to trials now, by default to their owners."""
     now, host, pid = time.time(), socket.gethostname(), os.getpid()
-    return [
-        Event(kind, t.number, now, host, pid, owner or t.owner, _version(), t.seed, printable(masked(note)))
-        for t in trials
-    ]
+    return [Event(kind, t.number, now, host, pid, owner or t.owner, _version(), t.seed, masked(note)) for t in trials]
 
 
 def asks(trials: Sequence[Trial]) -> list[Event]:

@@ -56,6 +56,7 @@ _FORMS = tuple(
 )
 
 
+@lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Whether the name of a variable or a setting says that its value is a password or a token.
 
@@ -72,6 +73,8 @@ def masked(text: str) -> str:
     >>> masked("postgresql://me:pa55@host/db?x=1 and access_token=abc")
     'postgresql://me:***@host/db?x=1 and access_token=***'
     """
+    if len(text) < _SHORTEST:
+        return text  # room for no secret
     if (known := _known()) is not None:
         text = known.sub(_STARS, text)
     return _masked_forms(text)
@@ -122,7 +125,7 @@ def without_password(url: str) -> str:
 
 def _known() -> re.Pattern[str] | None:
     """What finds the values of secret variables, in the forms in which they are written."""
-    values = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name)}
+    values = {value for name in os.environ if is_secret(name) and len(value := os.environ[name]) >= _SHORTEST}
     return _any_of(frozenset(values)) if values else None
 
 

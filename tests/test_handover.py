@@ -323,6 +323,20 @@ def test_parameters_may_be_rounded_as_far_as_their_digits_say():
     assert not same_parameter(log, 0.0, 0.00123, "0.00")
 
 
+def test_rows_at_one_place_must_agree():
+    c = campaign(2)
+    c.add([c.trials[0].x, c.trials[0].x])  # evaluated three times
+    rows = sheet(c)
+    for i, said in enumerate(("2.5", "7", ">3", ">2")):
+        rows[i] |= {"observed [fb]": said, "expected": "1"}
+    found = give(c, text_of(rows))
+    assert found.told == (0, 1, 3)
+    assert "must agree with what is known" in found.refused[0].reason
+    assert found.refused[0].row == 4
+    rows[2]["observed [fb]"] = ">1"
+    assert give(c, text_of(rows)).told == (2,)
+
+
 def test_duplicates_in_a_file():
     c = campaign(2)
     rows = sheet(c)

@@ -471,7 +471,7 @@ class Campaign:
                     f"campaign {self.name!r}: a finished trial cannot change, got another outcome for trial {number}, "
                     f"which is {trial.state}. Take the row out"
                 )
-            _check_bounds(self.problem, trials, trial, outcome)
+            check_bounds(self.problem, trials, trial, outcome)
             trials[number] = replace(trial, outcome=outcome)  # rows must agree with each other, too
             asked: dict[str, Any] = {**trial.x, "fidelity": trial.fidelity, "events": trial.events}
             for name in asked.keys() & cells.keys():
@@ -490,7 +490,7 @@ class Campaign:
         if outcome.error is None:
             trials = self.trials
             if 0 <= number < len(trials):
-                _check_bounds(self.problem, trials, trials[number], outcome)
+                check_bounds(self.problem, trials, trials[number], outcome)
         return outcome
 
     def outcome(self, value: Outcome | float | Mapping[str, float]) -> Outcome:
@@ -653,7 +653,7 @@ def _outcomes(problem: Problem, trials: Iterable[Trial]) -> dict[Hashable, list[
     return seen
 
 
-def _check_bounds(problem: Problem, trials: Sequence[Trial], trial: Trial, outcome: Outcome) -> None:
+def check_bounds(problem: Problem, trials: Sequence[Trial], trial: Trial, outcome: Outcome) -> None:
     """Refuse a bound and an exact value of the same point, fidelity and task that contradict each other."""
     # Most are elsewhere already in one parameter, which is quicker to see than whether they are at the same place.
     name = _names(problem, trial.fidelity)[0]

@@ -10,13 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
-from ..campaign import Campaign
+from ..campaign import Campaign, check_bounds
 from ..data import Outcome, Trial
 from ..errors import InvalidOutcome, InvalidTable, TrialFinished
 from ..known import parse_cell, same_unit
@@ -128,6 +128,10 @@ def tell(campaign: Campaign, found: Sequence[Rows], who: str | None = None) -> I
             except (InvalidTable, InvalidOutcome) as error:
                 refused.append(Refusal(row.file, row.number, _id(row), str(error)))
     told, same, waiting = [], [], []
+    first = campaign.problem.space.names[0]
+    near: dict[float, list[Trial]] = {}  # who is at the same place has the same first parameter
+    for trial in trials:
+        near.setdefault(trial.x[first], []).append(trial)
     groups: dict[int, list[Answer]] = {}
     for one in answers:
         if one.outcome is None:
@@ -146,7 +150,9 @@ def tell(campaign: Campaign, found: Sequence[Rows], who: str | None = None) -> I
             continue
         try:
             if trials[trial_number].pending:
-                _finish(campaign, trial_number, outcome, who)
+                beside = near[trials[trial_number].x[first]]
+                _finish(campaign, beside, trials[trial_number], outcome, who)
+                beside.append(replace(trials[trial_number], outcome=outcome))  # rows must agree with each other, too
                 told.append(trial_number)
                 same += [trial_number] * (len(group) - 1)
                 continue
@@ -169,11 +175,20 @@ def tell(campaign: Campaign, found: Sequence[Rows], who: str | None = None) -> I
     return Import(tuple(told), tuple(same), tuple(waiting), tuple(refused), tuple(notes))
 
 
-def _finish(campaign: Campaign, trial: int, outcome: Outcome, who: str | None) -> None:
+def _finish(campaign: Campaign, beside: Sequence[Trial], trial: Trial, outcome: Outcome, who: str | None) -> None:
+    """Tell the outcome of a trial, if it agrees with what is known at its place.
+
+    Raises:
+        InvalidOutcome: it does not.
+        TrialFinished: somebody else has told it.
+    """
     if outcome.permanent and outcome.error is not None:
-        campaign.store.review(campaign.name, trial, "rejected", note=outcome.error.removeprefix(_REJECTION), owner=who)
+        note = outcome.error.removeprefix(_REJECTION)
+        campaign.store.review(campaign.name, trial.number, "rejected", note=note, owner=who)
     else:
-        campaign.store.finish(campaign.name, trial, campaign.checked(trial, outcome), owner=who)
+        if outcome.error is None:
+            check_bounds(campaign.problem, beside, trial, campaign.problem.check(outcome))
+        campaign.store.finish(campaign.name, trial.number, outcome, owner=who)
 
 
 def _same(one: Outcome, other: Outcome) -> bool:

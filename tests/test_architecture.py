@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("campaign",),
     ("doctor", "handover"),
     ("evaluators",),
-    ("isolation", "leases"),
+    ("artifacts", "isolation", "leases"),
     ("runner",),
     ("work",),
     ("result",),

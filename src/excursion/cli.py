@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,6 +159,77 @@ def resume(
         _say(_line(ended(go_on(store, name, **options, progress=progress), without_password(store))))
 
 
+@app.command()
+def work(
+    store: StoreArgument,
+    name: NameArgument = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="Take the evaluator from this file, not from the store.", metavar="SPEC.yaml")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="What the evaluator's paths are relative to, if it is elsewhere here.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Workers to run; one that dies is started again.")] = 1,
+    lease: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which others take over from a worker that has gone. [default: 60]"),
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that an evaluation may take.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What an evaluation may hold in memory: 2GB.")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Keep logs and files of the evaluations there.", metavar="FOLDER|URL")
+    ] = None,
+    ask: Annotated[bool, typer.Option(help="Ask for new points when nothing is queued.")] = True,
+    budget: Budget = None,
+    goal: Goal = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluations that this worker does at most.")] = None,
+    idle: Annotated[float | None, typer.Option(help="End after so many seconds without work.")] = None,
+    grace: Annotated[float, typer.Option(help="Seconds that an evaluation may go on after SIGTERM or Ctrl-C.")] = 30.0,
+) -> None:
+    """Evaluate what a campaign asks for, as one worker of any number, on this machine or others.
+
+    It ends when the campaign's budget is spent or its goal reached. SIGTERM or Ctrl-C stop it after the evaluation that
+    runs, if that ends within the grace period; a second one stops it at once. What has not ended is left to others.
+    """
+    again = [arg for arg in sys.argv[1:] if not arg.startswith("--jobs=")]
+    while "--jobs" in again:
+        del again[(at := again.index("--jobs")) : at + 2]
+    with _interruptible(shlex.join(again)):
+        if jobs != 1:
+            from .work import supervise
+
+            raise typer.Exit(supervise([sys.executable, "-m", "excursion.cli", *again], jobs, _say))
+        from .isolation import bytes_of
+        from .spec import take_part
+
+        found = take_part(
+            store,
+            name,
+            file=spec,
+            folder=folder,
+            lease=lease,
+            timeout=timeout,
+            memory=None if memory is None else bytes_of(memory),
+            artifacts=artifacts,
+            ask=ask,
+            budget=budget,
+            goal=goal or None,
+            limit=limit,
+            idle=idle,
+            grace=grace,
+            say=_say,
+        )
+        lost = f", {found.given_back} given back" if found.given_back else ""
+        typer.echo(
+            f"{found.reason}: {found.evaluations} evaluations, {found.failed} failed{lost}, {found.seconds:.1f} s"
+            + (f"; the last error: {found.last_error.splitlines()[0]}" if found.last_error else "")
+        )
+
+
+def _say(line: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {os.getpid()} {line}", err=True)
+
+
 @app.command("list")
 def list_campaigns(store: StoreArgument) -> None:
     """List the campaigns of a store."""
@@ -216,7 +289,6 @@ def doctor(
     The store is checked, too: damaged rows, gaps, lines missing in the log, leases that ended, processes that died.
     """
     with _reported():
-        import time
         from dataclasses import asdict
 
         from .campaign import Campaign

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import selectors
 import signal
@@ -27,7 +28,7 @@ from .evaluators import Evaluator
 from .evaluators.worker import evaluate
 from .keeper import GRACE
 
-__all__ = ["Isolated", "Log"]
+__all__ = ["Isolated", "Log", "bytes_of"]
 
 #: Seconds between two looks at the time, the caller's wish to abandon, and the memory.
 _TICK, _MEMORY_TICK = 0.1, 0.25
@@ -38,6 +39,22 @@ LOG_LIMIT = 100_000_000
 _TAIL = 2000
 #: What is wrong at every point: raised here again.
 _REFUSALS: Mapping[str, type[ExcursionError]] = {"InvalidSpec": InvalidSpec, "MissingExtra": MissingExtra}
+
+
+def bytes_of(text: str) -> int:
+    """The number of bytes meant by "2GB", "500 MB", "1.5GiB" or a plain number.
+
+    Raises:
+        InvalidStrategy: it means none.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT])(i?)B?|B?)\s*", text)
+    number = 0.0
+    if found:
+        base = 1024 if found[3] else 1000
+        number = float(found[1]) * base ** (" KMGT".index(found[2].upper()) if found[2] else 0)
+    if not number >= 1:
+        raise InvalidStrategy(f"memory limit: must be a number of bytes, got {text!r}. Write for example 2GB or 500MB")
+    return int(number)
 
 
 class Log:

@@ -103,7 +103,7 @@ def run(
         KeyboardInterrupt: after the trials in flight have been queued again; run again to go on.
     """
     _check_settings(campaign, budget, batch, workers)
-    watch = _Watch(campaign, parse(goal, campaign.problem, f"run of campaign {campaign.name!r}"))
+    watch = Watch(campaign, parse(goal, campaign.problem, f"run of campaign {campaign.name!r}"))
     if workers is None:
         known = getattr(executor, "_max_workers", None) if executor is not None else min(batch, os.cpu_count() or 1)
         workers = known if isinstance(known, int) else os.cpu_count() or 1
@@ -116,14 +116,14 @@ def run(
     with contextlib.ExitStack() as stack:
         pool = _Pool(evaluator, executor, workers)
         stack.callback(pool.close)
-        display = stack.enter_context(_display(campaign, budget, watch) if progress else contextlib.nullcontext())
+        display = stack.enter_context(live_figures(campaign, budget, watch) if progress else contextlib.nullcontext())
         # Where this machine is lost, others take up what it was evaluating.
         stack.enter_context(Heartbeat(campaign, owner, LEASE))
         running: dict[Future, Trial] = {}
         suspects: list[Trial] = []  # in flight when a pool broke; evaluated alone, so that only the guilty one fails
 
         def start(trial: Trial) -> None:
-            running[pool.submit(_job(trial))] = trial
+            running[pool.submit(job_of(trial))] = trial
 
         try:
             while True:
@@ -187,7 +187,8 @@ def run(
     return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, status, last_error)
 
 
-def _job(trial: Trial) -> Job:
+def job_of(trial: Trial) -> Job:
+    """What an evaluator gets to know of a trial."""
     return Job(dict(trial.x), trial.number, trial.seed, trial.fidelity, trial.events)
 
 
@@ -205,7 +206,14 @@ def _positive(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-class _Watch:
+def believable(campaign: Campaign, status: Status, trials: Sequence[Trial]) -> bool:
+    """Whether enough is known to believe a status: a threshold that was never crossed needs `UNCROSSED` designs."""
+    patience = 1 if all(status.crossed.values()) else UNCROSSED
+    known = sum(t.state in INFORMATIVE for t in trials)
+    return known >= patience * campaign.strategy.design(campaign.problem.space.dim)
+
+
+class Watch:
     """Whether the goal has been reached, and how its measures have come down during this run."""
 
     def __init__(self, campaign: Campaign, goals: tuple[Precision, ...]) -> None:
@@ -213,20 +221,13 @@ class _Watch:
         self._curves: list[list[tuple[float, float]]] = [[] for _ in goals]
 
     def reached(self, trials: Sequence[Trial]) -> bool:
-        """Whether the goal holds at two asks in a row, this being one.
-
-        A threshold that was never crossed needs `UNCROSSED` times the design to be believed.
-        """
+        """Whether the goal holds at two asks in a row, this being one."""
         if not self.goals:
             return False
         status = self._campaign.status(self.goals)
         for curve, reading in zip(self._curves, status.readings):
             curve.append((paid(self._campaign.problem, trials), reading.value))
-        patience = 1 if all(status.crossed.values()) else UNCROSSED
-        enough = sum(t.state in INFORMATIVE for t in trials) >= patience * self._campaign.strategy.design(
-            self._campaign.problem.space.dim
-        )
-        self._below = self._below + 1 if enough and status.reached else 0
+        self._below = self._below + 1 if believable(self._campaign, status, trials) and status.reached else 0
         return self._below >= 2
 
     def forecast(self) -> Forecast | None:
@@ -330,7 +331,7 @@ class _Pool:
 class _Display:
     """Live figures of a run: one line on a terminal, a line every now and then elsewhere."""
 
-    def __init__(self, campaign: Campaign, budget: int, watch: _Watch, live: rich.live.Live | None) -> None:
+    def __init__(self, campaign: Campaign, budget: int, watch: Watch, live: rich.live.Live | None) -> None:
         self._campaign, self._budget, self._watch, self._live = campaign, budget, watch, live
         self._start = self._said = time.monotonic()
         self._known, self._left = -1, "?"
@@ -374,7 +375,8 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _display(campaign: Campaign, budget: int, watch: _Watch) -> Iterator[_Display]:
+def live_figures(campaign: Campaign, budget: int, watch: Watch) -> Iterator[_Display]:
+    """Show how a run goes, on standard error."""
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:
         yield _Display(campaign, budget, watch, None)

@@ -43,8 +43,9 @@ from .space import Parameter, ParameterSpace
 from .store import Store, open_store
 from .surrogate import RECIPES
 from .untrusted import json_value, read_text, require_small_yaml
+from .work import Shift, work
 
-__all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume"]
+__all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume", "take_part"]
 
 #: Nodes of a document, aliases counted as often as they are used: nested aliases could fill the memory.
 _LARGEST = 20_000
@@ -330,6 +331,7 @@ class _Run(pydantic.BaseModel):
     batch: _Count = 1
     workers: _Count | None = None
     goal: Any = None
+    lease: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | None = None
     approval: bool = False
 
 
@@ -741,6 +743,7 @@ def go_on(
         )
     if "budget" not in running:
         raise InvalidSpec(f"{where}: to run it needs a budget, got none. Add 'run: {{budget: 60}}' or --budget 60")
+    running.pop("lease", None)  # for workers
     recipe = evaluator(settings, campaign.problem)
     if isinstance(recipe, Imported):
         # Better now than at the first point: a function that is not there would fail at every one of them.
@@ -751,6 +754,42 @@ def go_on(
 def resume(store: str, name: str | None = None, **options: Any) -> Report:
     """Go on with a campaign from what its store says; options as in `go_on`."""
     return go_on(Campaign.open(store, name), **options)
+
+
+def take_part(
+    store: str,
+    name: str | None = None,
+    *,
+    file: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    lease: float | None = None,
+    **options: Any,
+) -> Shift:
+    """Work on a campaign as one worker of many, see `work.work`.
+
+    Args:
+        store: path or URL.
+        name: of the campaign; may be left out if the store holds only one.
+        file: YAML whose evaluator is used; by default the settings kept with the campaign.
+        folder: what the evaluator's paths are relative to, where this machine has another one.
+        lease: seconds; that of the campaign, or 60, by default.
+        options: see `work.work`.
+
+    Raises:
+        InvalidSpec: no evaluator, or one that does not fit the campaign.
+    """
+    campaign = Campaign.open(store, name)
+    extra = campaign.extra
+    settings = extra.get("evaluator") if file is None else load(file).evaluator
+    if settings is None:
+        raise InvalidSpec(
+            f"campaign {campaign.name!r}: to work on it needs an evaluator, got none. "
+            "Name a YAML file that has one: --spec scan.yaml"
+        )
+    if folder is not None:
+        settings = {**settings, "folder": os.path.abspath(os.path.expanduser(folder))}
+    lease = lease or (extra.get("run") or {}).get("lease") or 60.0
+    return work(campaign, evaluator(settings, campaign.problem), lease=lease, **options)
 
 
 def outcome(

@@ -57,7 +57,7 @@ EVENT = sa.Table(
     "event",
     TABLES,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("campaign", sa.String(NAME_LENGTH), sa.ForeignKey("campaign.name"), nullable=False, index=True),
+    sa.Column("campaign", sa.String(NAME_LENGTH), sa.ForeignKey("campaign.name"), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("time", sa.Double, nullable=False),
@@ -67,6 +67,7 @@ EVENT = sa.Table(
     sa.Column("version", sa.Text, nullable=False, server_default=""),
     sa.Column("seed", sa.BigInteger),
     sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Index("event_trial", "campaign", "number"),
 )
 HOLD = sa.Table(
     "hold",

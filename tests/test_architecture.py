@@ -67,6 +67,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "yadageschemas": ("evaluators/yadage_driver.py",),
     "packtivity": ("evaluators/yadage_driver.py", "evaluators/packtivity_local.py"),
     "loky": ("runner.py", "evaluators/"),
+    "fsspec": ("artifacts.py",),
     "cloudpickle": ("isolation.py", "runner.py", "evaluators/"),
     "requests": ("evaluators/remote.py",),
     "pandas": ("result.py",),

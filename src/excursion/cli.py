@@ -198,7 +198,7 @@ def work(
         if jobs != 1:
             from .work import supervise
 
-            raise typer.Exit(supervise([sys.executable, "-m", "excursion.cli", *again], jobs, _say))
+            raise typer.Exit(supervise([sys.executable, "-m", "excursion.cli", *again], jobs, _log))
         from .isolation import bytes_of
         from .spec import take_part
 
@@ -217,7 +217,7 @@ def work(
             limit=limit,
             idle=idle,
             grace=grace,
-            say=_say,
+            say=_log,
         )
         lost = f", {found.given_back} given back" if found.given_back else ""
         typer.echo(
@@ -226,7 +226,7 @@ def work(
         )
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     typer.echo(f"{time.strftime('%H:%M:%S')} {os.getpid()} {line}", err=True)
 
 

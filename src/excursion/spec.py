@@ -34,6 +34,7 @@ from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
 from .evaluators.reader import Quantity, Reader
 from .evaluators.yadage import Containers, Entry, Yadage, entry
+from .leases import LEASE
 from .problem import Fidelity, Goal, Problem, Task, TransformName
 from .proposal import Strategy
 from .result import table
@@ -788,7 +789,7 @@ def take_part(
         )
     if folder is not None:
         settings = {**settings, "folder": os.path.abspath(os.path.expanduser(folder))}
-    lease = lease or (extra.get("run") or {}).get("lease") or 60.0
+    lease = lease or (extra.get("run") or {}).get("lease") or LEASE
     return work(campaign, evaluator(settings, campaign.problem), lease=lease, **options)
 
 

@@ -35,7 +35,7 @@ from .errors import (
 )
 from .evaluators import Evaluator
 from .isolation import Isolated, Log
-from .leases import Heartbeat, give_up, release_dead
+from .leases import LEASE, Heartbeat, give_up, release_dead
 from .owners import new_owner
 from .precision import Precision, parse
 from .proposal import to_design
@@ -101,7 +101,7 @@ def work(
     campaign: Campaign,
     evaluator: Evaluator,
     *,
-    lease: float = 60.0,
+    lease: float = LEASE,
     ask: bool = True,
     budget: int | None = None,
     batch: int | None = None,
@@ -263,7 +263,7 @@ def coordinate(
     watch = Watch(campaign, plan.goals)
     new: list[Trial] = []
     with contextlib.ExitStack() as stack:
-        beat = stack.enter_context(Heartbeat(campaign, owner, 60.0))
+        beat = stack.enter_context(Heartbeat(campaign, owner, LEASE))
         display = stack.enter_context(live_figures(campaign, budget, watch)) if progress else None
         while not reason:
             store.expire(name)

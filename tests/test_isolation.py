@@ -246,15 +246,22 @@ def test_kill_9_on_the_worker_ends_all_that_was_started(family, how, tmp_path):
     wait_until(lambda: not any(map(alive, everybody)))
 
 
-def test_the_evaluation_ends_when_the_keeper_is_killed():
-    with Isolated(Function(lambda p: time.sleep(300))) as isolated:
-        isolated.prepare()
-        keeper = psutil.Process(isolated._process.keeper.pid)
-        (child,) = keeper.children()
-        keeper.kill()
-        found = isolated.evaluate(job())
+def test_the_evaluation_ends_when_the_keeper_is_killed(family):
+    evaluator, path = family
+    with Isolated(evaluator) as isolated:
+        killed = []
+
+        def kill():
+            if path.exists() and not killed:
+                killed.append(psutil.Process(isolated._process.keeper.pid).kill())
+            return False
+
+        found = isolated.evaluate(job(300.0), abandon=kill)
         assert "its keeper killed" in found.error
-        wait_until(lambda: not alive(child.pid))
+        pids = pids_in(path)
+        wait_until(lambda: not alive(pids[0]))
+    for pid in pids[1:]:  # whom nobody keeps any more
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_memory_is_that_of_all_processes_together():

@@ -220,14 +220,14 @@ def work(
             say=_log,
         )
         lost = f", {found.given_back} given back" if found.given_back else ""
-        typer.echo(
+        _say(
             f"{found.reason}: {found.evaluations} evaluations, {found.failed} failed{lost}, {found.seconds:.1f} s"
-            + (f"; the last error: {found.last_error.splitlines()[0]}" if found.last_error else "")
+            + (f"; the last error: {_line(found.last_error)}" if found.last_error else "")
         )
 
 
 def _log(line: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {os.getpid()} {line}", err=True)
+    _say(f"{time.strftime('%H:%M:%S')} {os.getpid()} {_line(line)}", err=True)
 
 
 @app.command("list")

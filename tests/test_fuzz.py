@@ -542,20 +542,52 @@ OPTIONS += [
     "--where",
     "--seed",
 ]
-COMMANDS = [
-    "list",
-    "status",
-    "doctor",
-    "ask",
-    "tell",
-    "import",
-    "export",
-    "create",
-    "resume",
-    "replay",
-    "run",
-    "nonsense",
-    "--version",
+OPTIONS += [
+    "--all",
+    "--reason",
+    "--state",
+    "--submit",
+    "--template",
+    "--slha",
+    "--to",
+    "--pending",
+    "--belief",
+    "--repair",
+]
+OPTIONS += ["--budget", "--workers", "--no-progress"]
+LINES = [
+    line.split()
+    for line in (
+        "list scan.db",
+        "status scan.db fuzz --goal 0.01 --json",
+        "doctor scan.db --repair",
+        "log scan.db",
+        "ask scan.db -n 2 --csv",
+        "ask scan.db fuzz --json",
+        "tell scan.db 0 --value f=1 --value g=2",
+        "tell scan.db 2 --failed no",
+        "tell scan.db 0 --json {}",
+        "tell scan.db 0 --file answer.json --name fuzz",
+        "tell scan.db --csv table.csv",
+        "import scan.db fuzz known.csv --column m=x --column n=y",
+        "import scan.db fuzz table.csv",
+        "export scan.db --format json",
+        "export scan.db fuzz --what trials --out trials.csv",
+        "create scan.yaml",
+        "run scan.yaml --budget 3 --no-progress",
+        "resume scan.db --budget 1",
+        "replay table.csv --threshold 1 --parameters x,y --output f",
+        "approve scan.db fuzz --all",
+        "approve scan.db 0 2-3",
+        "reject scan.db 2 --reason no",
+        "withdraw scan.db 2",
+        "requests scan.db --pending --json",
+        "export-requests scan.db -n 1 --format yaml --out requests.yaml --submit --to me",
+        "export-requests scan.db --format slha --out requests --slha MASS:1=x",
+        "import-results scan.db table.csv answer.json",
+        "nonsense",
+        "--version",
+    )
 ]
 
 
@@ -567,6 +599,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     campaign_of(desk / "scan.db", 4).store.close()
     (desk / "table.csv").write_text("number,x,y,f,g\n0,0.1,2,1,1\n")
     (desk / "scan.yaml").write_text("parameters: {x: [0, 1]}\ntasks: {f: 0}\nstore: new.db\n")
+    (desk / "known.csv").write_text("m,n,f\n0.3,2,1\n0.4,5,2\n")
+    (desk / "answer.json").write_text('{"values": {"f": 1, "g": 2}, "info": {"a": [1]}}')
     (desk / "binary").write_bytes(bytes(range(256)))
     (desk / "empty").write_bytes(b"")
     return desk
@@ -588,11 +622,11 @@ def arguments(pick: random.Random) -> list[str]:
         "sqlite:///scan.db",
     ]
     names += ["postgresql://u:p@127.0.0.1:1/d", "f=1", "x=y", '{"f": 1, "g": 2}']
-    words = [pick.choice(COMMANDS), *(pick.choice(names) for _ in range(pick.randint(0, 3)))]
-    for _ in range(pick.randint(0, 3)):
-        words.insert(pick.randint(1, len(words)), pick.choice(OPTIONS))
-        if pick.random() < 0.8:
-            words.insert(pick.randint(1, len(words)), str(odd(pick) if pick.random() < 0.6 else pick.choice(names)))
+    words = list(pick.choice(LINES))
+    for _ in range(pick.choice([0, 1, 1, 1, 2, 4])):
+        at = pick.randrange(1, len(words) + 1)
+        put = pick.choice([*names, pick.choice(OPTIONS), str(odd(pick)), str(odd(pick)), str(odd(pick))])
+        words[at : at + pick.randint(0, 1)] = pick.choice([[put], [put], [put], [], [words[at % len(words)]]])
     return [word for word in words if word not in ("/dev/zero", "/")]
 
 

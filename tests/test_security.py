@@ -621,6 +621,19 @@ def test_a_campaign_holds_no_secrets(section: str, line: int) -> None:
     assert "hunter22" not in str(caught.value)
 
 
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800", "a/" * 3000, "x\x1b[31m"])
+def test_names_that_no_store_can_have(name: str, create: bool, tmp_path: Path) -> None:
+    url = f"{tmp_path}/{name}"
+    if create and name.startswith("x"):
+        open_store(url).close()
+    else:
+        with pytest.raises(StoreError):
+            open_store(url, create=create)
+        with pytest.raises(StoreError):
+            open_store(f"sqlite:///{url}", create=create)
+
+
 def test_errors_about_urls_do_not_show_the_password() -> None:
     for url in (
         "mysql://me:hunter22@h/d",

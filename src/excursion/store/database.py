@@ -27,7 +27,7 @@ def is_sqlite(url: sa.URL) -> bool:
 
 def parse_url(url: str | os.PathLike[str]) -> sa.URL:
     """The URL of a database; an SQLite path is made absolute, for processes may change their folder."""
-    text = os.fspath(url)
+    text = os.fsdecode(url)
     if "://" in text:
         try:
             # The short scheme is libpq's.
@@ -45,7 +45,9 @@ def parse_url(url: str | os.PathLike[str]) -> sa.URL:
             raise StoreError(f"store: an SQLite URL must hold a path and nothing else, got {masked(text)!r}. {_URLS}")
     else:
         path = os.path.expanduser(text)
-    if path in ("", ":memory:") or path.startswith("file:"):
+    # Of halves of characters, a file's name may have those that stand for bytes which are no UTF-8.
+    nameable = "\0" not in path and not re.search("[\ud800-\udc7f\udd00-\udfff]", path)
+    if path in ("", ":memory:") or path.startswith("file:") or not nameable:
         raise StoreError(f"store: SQLite needs the path of a file, got {masked(text)!r}. {_URLS}")
     return sa.URL.create("sqlite", database=os.path.abspath(path))
 

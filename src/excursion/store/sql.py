@@ -551,13 +551,14 @@ class SqlStore(Store):
     def _open(self, create: bool) -> None:
         if is_sqlite(self._url):
             path = Path(self.url)
-            if not path.exists() and not create:
+            # os.path: a name that no file can have (too long, NUL) is one of no file.
+            if not os.path.exists(path) and not create:
                 raise StoreError(f"store {path}: must exist, got no such file. Create a campaign first")
-            if not path.parent.is_dir():
+            if not os.path.isdir(path.parent):
                 raise StoreError(
                     f"store {path}: its folder must exist, got no folder {path.parent}. Make the folder first"
                 )
-            if path.is_dir():
+            if os.path.isdir(path):
                 raise StoreError(f"store {path}: must be a file, got a folder. Name a file inside it")
         version = self._do("read", lambda c, _: self._version(c))
         if version is not None and version < SCHEMA:

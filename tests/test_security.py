@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from benchmarks.postgres import Server
 from typer.testing import CliRunner
 
+from excursion import untrusted
 from excursion.campaign import Campaign
 from excursion.cli import app
 from excursion.constraint import Constraint
@@ -356,6 +357,7 @@ def test_deep_info_is_refused_before_it_is_stored() -> None:
 # --------------------------------------------------------------------------------------------- tables and documents
 
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+HEPDATA = "independent_variables: []\ndependent_variables: [{header: {name: f}, values: [{value: 1, errors: %s}]}]"
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 
 
@@ -385,8 +387,12 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] *
         ("t.csv", 'x,f\n"' + "a" * 200_000 + '",1\n', "must be a table of short cells"),
         (
             "t.yaml",
-            "independent_variables: []\ndependent_variables: [{header: {name: f}, values: [{errors: 2}]}]",
+            HEPDATA % 2,
             "errors must be a list, got 2",
+        ),
+        *(
+            ("t.yaml", HEPDATA % f"[{error}]", "errors must be numbers")
+            for error in ("{symerror: 1" + "0" * 400 + "}", "{asymerror: {}}", "{symerror: []}", "x")
         ),
     ],
 )
@@ -745,6 +751,27 @@ def test_the_password_may_come_from_the_environment_or_a_file(
     assert excursion("list", bare)[0] == 0
 
 
+def test_who_may_only_read_can_look_and_change_nothing(postgres_server: Server) -> None:
+    """The SQL of docs/security.md."""
+    server = postgres_server.new()
+    campaign = Campaign.create(server.url, "c", Problem({"x": (0, 1)}, (Task("f"),)))
+    campaign.ask(2)
+    campaign.tell(0, 1.0)
+    text = (Path(__file__).parents[1] / "docs" / "security.md").read_text()
+    (sql,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    role = f"reader_{server.database}"
+    server.sql(sql.replace("reader", role).replace(" LOGIN", " LOGIN PASSWORD 'pw'").partition("--")[0])
+    looking = server.url.replace(f"excursion:{server.password}", f"{role}:pw")
+    assert Campaign.open(looking).trials == campaign.trials
+    for words in (["status", looking], ["export", looking], ["list", looking], ["log", looking]):
+        assert excursion(*words)[0] == 0
+    for words in (["tell", looking, "1", "--value", "2"], ["ask", looking]):
+        code, said = excursion(*words)
+        assert code == 2
+        assert "permission denied" in said
+    assert [t.state for t in campaign.trials] == ["complete", "queued"]
+
+
 def test_an_interrupted_run_says_how_to_go_on_without_the_password(postgres_server: Server, tmp_path: Path) -> None:
     server = postgres_server.new()
     (tmp_path / "program.py").write_text("import time; time.sleep(60)")
@@ -773,3 +800,10 @@ def test_the_database_knows_no_more_than_it_must(tmp_path: Path) -> None:
         c.execute(sa.text("UPDATE trial SET x = :x"), {"x": f"cos\nsystem\n(S'touch pwned'\ntR.{evil}"})
     with pytest.raises(StoreError, match="must hold JSON"):
         _ = Campaign.open(tmp_path / "s.db").trials
+
+
+def test_the_table_of_the_documentation_is_true() -> None:
+    """docs/security.md gives the limits that the code has."""
+    text = (Path(__file__).parents[1] / "docs" / "security.md").read_text()
+    assert f"at most {untrusted.LARGEST_RESULT >> 20} MiB (results) or {untrusted.LARGEST >> 20} MiB (tables)" in text
+    assert f"at most {untrusted.DEEPEST} levels" in text

@@ -450,11 +450,15 @@ def _error(value: Mapping[str, Any], cell: Any, where: str) -> float | None:
             numbers = [
                 float(side.strip().removesuffix("%")) / 100 * abs(float(cell))
                 if isinstance(side, str) and side.strip().endswith("%")
-                else float(side or 0.0)
+                else 0.0
+                if side is None or side == ""
+                else float(side)
                 for side in sides
             ]
-        except (TypeError, ValueError):
-            raise InvalidTable(f"{where}: errors must be numbers, got {error!r}. Correct them") from None
+            if not numbers or not isinstance(error, Mapping):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidTable(f"{where}: errors must be numbers, got {error!r:.80}. Correct them") from None
         if not isinstance(given, Mapping) and numbers[0] < 0:
             raise InvalidTable(f"{where}: a symmetric error must be at least 0, got {given!r}. Correct it")
         found.append(sum(map(abs, numbers)) / len(numbers))

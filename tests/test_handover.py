@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,7 +10,9 @@ import math
 import os
 import re
 import shlex
+import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -220,6 +223,16 @@ def test_another_value_for_what_is_told_is_refused_and_both_are_shown():
     assert c.trials[1].state == "failed"  # the good row of the same file
 
 
+def test_a_failure_is_not_a_rejection():
+    c = campaign(1)
+    (row,) = sheet(c)
+    assert give(c, text_of([row | {"status": "failed", "comment": "disk full"}])).told == (0,)
+    assert give(c, text_of([row | {"status": "failed"}])).known == (0,)
+    for other in ({"status": "rejected"}, ROW):
+        (refusal,) = give(c, text_of([row | other])).refused
+        assert "where failed (disk full) was told" in refusal.reason
+
+
 # ------------------------------------------------------------------------------------------------ refused, understood
 
 ROW = {"observed [fb]": "0.5", "expected": "0.6"}
@@ -323,6 +336,17 @@ def test_parameters_may_be_rounded_as_far_as_their_digits_say():
     assert not same_parameter(log, 0.0, 0.00123, "0.00")
 
 
+def test_fidelity_and_events_are_those_that_were_asked_for():
+    fidelities = (Fidelity("fast", 1.0, events=(10, 1000), event_cost=0.01), Fidelity("full", 2000.0))
+    c = Campaign.create("memory://", "two", Problem({"x": (0, 1)}, Task("f", thresholds=0.5), fidelities=fidelities))
+    c.add([{"x": 0.25}, {"x": 0.5}], fidelity="fast", events=500)
+    rows = [row | {"f": "1"} for row in sheet(c)]
+    assert [(row["fidelity"], row["events"]) for row in rows] == [("fast", "500")] * 2
+    for change, reason in (({"fidelity": "full"}, "'fast', got 'full'"), ({"events": "400"}, "500, got '400'")):
+        assert reason in give(c, text_of([rows[0] | change])).refused[0].reason
+    assert give(c, text_of([rows[0], rows[1] | {"fidelity": "", "events": ""}])).told == (0, 1)
+
+
 def test_rows_at_one_place_must_agree():
     c = campaign(2)
     c.add([c.trials[0].x, c.trials[0].x])  # evaluated three times
@@ -365,6 +389,15 @@ def test_separators_and_encodings(delimiter, encoding):
     assert bool(found.notes) == (encoding in ("cp1252", "latin-1"))
 
 
+def test_encodings_of_long_ago():
+    c = campaign(2)
+    rows = [row | ROW | {"comment": mark} for row, mark in zip(sheet(c), ("dash", "odd"))]
+    data = text_of(rows).encode()
+    assert "Windows-1252" in give(c, data.replace(b"dash", b"a \x96 b").replace(b"#1", b"#7")).notes[0]
+    assert "Latin-1" in give(c, data.replace(b"odd", b"\x81 \xfc")).notes[0]
+    assert [t.outcome.info["comment"] for t in c.trials] == ["a – b", "ü"]
+
+
 def test_excel_says_which_separator_it_takes():
     c = campaign(1)
     rows = sheet(c)
@@ -377,6 +410,11 @@ def test_excel_says_which_separator_it_takes():
     [
         (lambda text: text.rstrip()[:-20], (0,), "one cell for each"),  # cut off
         (lambda text: text.replace(",0.6,", ',"0.6,', 1), (), "quotes"),
+        (
+            lambda text: text.replace(",,\n", ',,"oops\n', 2).replace('"oops', "", 1),
+            (0,),
+            "from here on nothing was read",
+        ),
         (lambda text: text.replace("0.5", "0,5", 1), (1,), "one cell for each"),
         (lambda text: text.replace("request,", "status,"), (), "different names"),
         (lambda text: text.replace("request,", "other,"), (), "needs columns"),
@@ -493,6 +531,27 @@ def test_other_sheets_and_cells_beside_the_table():
     assert "notes" in found.notes[0]
 
 
+def repacked(data: bytes, part: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, content if name == part else old.read(name))
+    return stream.getvalue()
+
+
+def test_workbooks_that_grow_when_they_are_read():
+    c = campaign(1)
+    book, first = saved(workbook(c)), "xl/worksheets/sheet1.xml"
+    laughs = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi"))
+    rows = '<sheetData><row r="1"><c r="A1" t="inlineStr"><is><t>&i;</t></is></c></row></sheetData>'
+    bomb = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "ha">{laughs}]><worksheet>{rows}</worksheet>'
+    outside = '<!DOCTYPE x [<!ENTITY i SYSTEM "file:///etc/hostname">]><worksheet>' + rows + "</worksheet>"
+    for content in (bomb.encode(), outside.encode(), b"<worksheet>" + b" " * (65 << 20)):
+        found = give(c, repacked(book, first, content), "x.xlsx")
+        assert not found.waiting
+        assert "must" in found.refused[0].reason
+
+
 NASTY = [
     "=cmd|' /C calc'!A0",
     "+1",
@@ -588,6 +647,14 @@ def test_entries_that_make_no_sense(text, reason):
     found = give(c, text, "back.json" if text[0] in '[{"' else "back.yaml")
     assert not found.told
     assert any(reason in r.reason for r in found.refused), found.lines()
+
+
+def test_null_is_not_yet_and_text_is_an_answer():
+    c = campaign(1)
+    row = "- {request: slepton scan#0, observed: 1, expected: %s}"
+    for nothing in ("null", "~", "", "''"):
+        assert give(c, row % nothing, "x.yaml").waiting == (0,)
+    assert give(c, row % "'null'", "x.yaml").told == (0,)
 
 
 # ------------------------------------------------------------------------------------------------------------- SLHA
@@ -786,6 +853,25 @@ def test_a_run_leaves_the_team_its_points():
     assert [t.state for t in c.trials] == ["queued", "running", "queued", "complete", "complete"]
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_file_that_two_people_import_at_once_is_told_once(kind, tmp_path, request):
+    url = request.getfixturevalue("postgres") if kind == "postgres" else str(tmp_path / "c.db")
+    c = Campaign.create(url, "both", PROBLEM, STRATEGY)
+    export_requests(c, "csv", tmp_path / "a.csv", n=12, submit=True)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+    for i, row in enumerate(rows):
+        row |= ROW | {"observed [fb]": str(i)} if i % 4 else {"status": "rejected", "comment": "half \ud800"}
+    (tmp_path / "a.csv").write_bytes(text_of(rows).encode("utf-8", "replace"))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda who: import_results(Campaign.open(url, "both"), [tmp_path / "a.csv"], who), "abc"))
+    assert sorted(n for f in found for n in f.told) == list(range(12))
+    assert sum(len(f.known) for f in found) == 24
+    assert not any(f.refused for f in found)
+    kinds = [e.kind for e in c.store.events("both") if e.kind in ("tell", "reject")]
+    assert sorted(kinds).count("reject") == 3
+    assert {t.outcome.values.get("observed") for t in c.trials} == {None, *(i for i in range(12) if i % 4)}
+
+
 # -------------------------------------------------------------------------------------------------------- commands
 
 
@@ -923,8 +1009,8 @@ def tables(draw: Any) -> list[dict[str, Any]]:
     """Rows as they came from the campaign, some of whose cells have changed, some lost, some made up."""
     rows = [dict(row) for row in sheet(campaign(4))]
     for row in rows:
-        row |= draw(st.fixed_dictionaries({}, optional=dict.fromkeys(HEADERS, CELLS)))
         row |= draw(st.sampled_from([{}, {}, ROW]))
+        row |= draw(st.dictionaries(st.sampled_from(HEADERS), CELLS, max_size=draw(st.sampled_from([0, 1, 8]))))
     rows += draw(st.lists(st.dictionaries(HEADER, CELLS, max_size=6), max_size=2))
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in draw(st.permutations(rows))]
@@ -949,7 +1035,9 @@ def files(draw: Any) -> tuple[str, bytes]:
     if kind == "slha":
         c = campaign(1)
         (text,) = to_slha(c.problem, [request(c.name, c.problem, c.trials[0])]).values()
-        lines = [f" {draw(st.integers(-1, 103))} {draw(CELLS)} # {draw(st.text(max_size=5))}" for _ in range(3)]
+        keys = draw(st.lists(st.sampled_from([0, 1, 2, 101, 102, 7, -1]), max_size=5))
+        lines = draw(st.sampled_from([[], [" 1 0.5", " 2 >3 # x"]]))
+        lines += [f" {k} {draw(st.sampled_from(['0.5', '>3', 'done']) | CELLS)} # {draw(CELLS)}" for k in keys]
         return "x.slha", damaged(draw, "\n".join([text, "BLOCK EXCURSIONRESULT", *lines]).encode("utf-8", "replace"))
     rows = draw(tables())
     if kind == "csv":
@@ -980,6 +1068,17 @@ def damaged(draw: Any, data: bytes) -> bytes:
     return data[:at] if how == "cut" else data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
 
 
+def says(row: Row, trial: Trial) -> bool:
+    """Whether a row has the trial's id and, in some cells, all its values: read without anything of ours."""
+    cells = [str(cell).strip() for cell in row.cells.values()]
+    numbers_ = set()
+    for cell in cells:
+        with contextlib.suppress(ValueError):
+            numbers_.add(float(cell.lstrip("<>=≤≥ ").replace(",", ".").replace("−", "-").replace(".inf", "inf")))
+    named = any(cell in (f"slepton scan#{trial.number}", str(trial.number)) for cell in cells)
+    return named and set(trial.outcome.values.values()) <= numbers_
+
+
 @pytest.mark.slow
 @settings(max_examples=FUZZ, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(file=files())
@@ -997,6 +1096,9 @@ def test_no_file_makes_trouble(file):
     rows = len(read.rows) + sum(r.row is not None for r in read.refused)
     accounted(found, rows)
     assert {t.number for t in c.trials if not t.pending} == {3, *found.told}
+    for trial in c.trials[:3]:
+        if trial.outcome is not None and trial.outcome.error is None:
+            assert any(says(row, trial) for row in read.rows)
     before = c.trials
     again = tell_rows(c, [read])
     assert not again.told

@@ -93,7 +93,7 @@ def key(campaign: str) -> str:
 
 def one_line(text: str) -> str:
     """Text without line breaks and what cannot be printed."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def standing(trial: Trial) -> str:

@@ -327,9 +327,9 @@ def test_parameters_may_be_rounded_as_far_as_their_digits_say():
     linear, log = Parameter("m", 100, 800), Parameter("g", 1e-3, 1, scale="log")
     asked = 312.4567890123457
     assert same_parameter(linear, asked, asked, repr(asked))
-    for text in ("312.456789012346", "312.457", "312.46", "312.5", "312", "3.125e2", "312,46"):
+    for text in ("312.456789012346", "312.456789012345", "312.457", "312.46", "312.5", "312", "3.125e2", "312,46"):
         assert same_parameter(linear, float(text.replace(",", ".")), asked, text), text
-    for text in ("312.47", "313", "310", "3e2", "312.4567890123467", "312.456789"):
+    for text in ("312.47", "313", "310", "3e2", "312.4567890130457", "312.456789"):
         assert same_parameter(linear, float(text), asked, text) == (text == "312.456789"), text
     assert same_parameter(log, 0.0012, 0.00123, "0.0012")
     assert not same_parameter(log, 0.001, 0.00123, "0.001")  # well inside half a digit, but a fifth less
@@ -594,6 +594,16 @@ def test_no_name_is_a_formula_or_a_path(name, how, tmp_path):
     assert untouched == Import(waiting=(0, 1, 2)), untouched.lines()
 
 
+def test_a_task_that_is_called_like_the_error_of_another():
+    c = campaign(1, problem=Problem({"x": (0, 1)}, (Task("f", thresholds=1.0), Task("f_err", thresholds=1.0))))
+    (row,) = sheet(c)
+    assert [name for name in row if name.startswith("f")] == ["f", "f_bound", "f_err", "f_err_err", "f_err_bound"]
+    found = give(c, text_of([row | {"f": "1", "f_err": "2", "f_err_err": "0.5"}]))
+    assert found.told == (0,), found.lines()
+    assert c.trials[0].outcome.values == {"f": 1, "f_err": 2}
+    assert c.trials[0].outcome.variances == {"f_err": 0.25}
+
+
 def test_text_is_guarded_and_numbers_are_not():
     assert guarded("-5") == "'-5"
     assert ",-5.0," in to_csv(
@@ -738,8 +748,11 @@ def test_nobody_evaluates_before_somebody_approves():
     assert (said.owner, said.note, said.number) == ("bob", "=too dear", 0)
     assert table[0]["error"] == "rejected: =too dear"
     assert "rejected: =too dear" in requests_lines(table)[0]
+    c.tell(1, {"observed": 1, "expected": 1})
+    with pytest.raises(TrialFinished):
+        reject(c, [1], "too late")
     assert requests_lines([]) == ["no requests"]
-    assert c.status().requests == {"approved": 4}
+    assert c.status().requests == {"approved": 3}
 
 
 def test_numbers_as_people_write_them():

@@ -512,4 +512,5 @@ def same_parameter(parameter: Parameter, told: float, asked: float, written: Any
             return False
         lower, upper, ends = math.log(lower), math.log(upper), (math.log(told), math.log(asked))
     near = abs(ends[0] - ends[1]) <= _ROUNDED * (upper - lower)
-    return near and abs(told - asked) <= half * (1 + 1e-9) + 4e-16 * abs(asked)
+    # Excel cuts numbers off after fifteen digits without rounding.
+    return near and abs(told - asked) <= half * (1 + 1e-9) + 1e-14 * abs(asked)

@@ -70,6 +70,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "fsspec": ("artifacts.py",),
     "cloudpickle": ("isolation.py", "runner.py", "evaluators/"),
     "requests": ("evaluators/remote.py",),
+    "jsonpatch": ("evaluators/fitting.py",),
     "pandas": ("result.py",),
     "openpyxl": ("handover/",),
     "pytest": ("testing.py",),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from excursion.evaluators.reana import Reana
 from excursion.evaluators.remote import checked_url, read_token
 from excursion.evaluators.worker import evaluate
 from excursion.runner import run
+from excursion.spec import _Reana, begin, go_on, load
+from excursion.spec import evaluator as evaluator_of
 
 TOKEN = "s3cr3t-t0ken"
 SPECIFICATION = """
@@ -120,8 +123,8 @@ def test_the_name_tells_everything_that_is_sent(folder: Path) -> None:
 
 def test_inputs_may_have_other_names_and_formats(folder: Path, server: tuple) -> None:
     reana, url = server
-    inputs = {"mass": "{mass:.0f}", "coupling": "{coupling}", "seed": 7}
-    assert made(folder, url, inputs=inputs).evaluate(job(250.4)).values == {"observed": 1.25}
+    inputs = {"mass": "{mass:.0f}", "coupling": "coupling"}
+    assert made(folder, url, inputs=inputs, constants={"seed": 7}).evaluate(job(250.4)).values == {"observed": 1.25}
     assert reana.runs[0].parameters == {"mass": "250", "coupling": 0.5, "seed": 7}
 
 
@@ -314,7 +317,7 @@ def test_the_token_never_shows(
     monkeypatch.setenv("REANA_ACCESS_TOKEN", secret)
     (folder / "code" / "limit.py").write_text(f"import sys; sys.exit('my token is {secret}')")
     with reana_server.serving(tmp_path / "a", secret, token_in) as (reana, url):
-        evaluator = made(folder, url, token_in=token_in, patience=0.3)
+        evaluator = made(folder, url, authentication=token_in, patience=0.3)
         texts = [said(evaluator), repr(evaluator)]
         assert "my token is ***" in texts[0]
         reana.token = "changed"
@@ -395,10 +398,14 @@ def test_a_server_that_refuses_stops_the_run(folder: Path, server: tuple) -> Non
         ({"prefix": "../x"}, "the prefix must be letters"),
         ({"runs": 0}, "runs must be at least 1"),
         ({"timeout": -1}, "timeout must be at least 0"),
-        ({"token_in": "body"}, "token_in must be query or header"),
+        ({"authentication": "body"}, "authentication must be query or header"),
         ({"inputs": {"m": "{mass}"}}, "inputs must be declared under inputs.parameters"),
         ({"inputs": {"mass": "{mas}"}}, "placeholders must be parameters"),
-        ({"inputs": {"mass": "{mass}"}}, "must get every parameter, got no coupling"),
+        ({"inputs": {"mass": "mass"}}, "must get every parameter, got no coupling"),
+        ({"inputs": {"mass": "mas"}}, "placeholders must be parameters"),
+        ({"inputs": {"seed": "seed"}, "constants": {"seed": 1}}, "either constant or not"),
+        ({"constants": {"nothing": 1}}, "inputs must be declared"),
+        ({"constants": {"mass": 1.0}}, "must get every parameter, got no mass"),
         ({"parameters": ("mass", "coupling", "width")}, "must get every parameter, got no width"),
     ],
 )
@@ -454,3 +461,66 @@ def test_a_campaign_waits_for_many_workflows_at_a_time(folder: Path, server: tup
     for trial in campaign.trials:
         expected = trial.x["mass"] / 100 * trial.x["coupling"]
         assert trial.outcome.values["observed"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_yaml(folder: Path, server: tuple) -> None:
+    _, url = server
+    file = folder / "scan.yaml"
+    file.write_text(
+        f"""
+parameters: {{mass: [100, 800], coupling: [0.1, 1]}}
+tasks: {{observed: 1.0}}
+evaluator:
+  reana: reana.yaml
+  server: {url}
+  result: {{file: limit.json, keys: {{observed: limits.obs}}, valid: {{observed: [0, 2]}}}}
+  poll: 0.1
+strategy: {{acquisition: Sobol, design_size: 3}}
+run: {{budget: 3}}
+"""
+    )
+    spec = load(file)
+    campaign = begin(spec)
+    report = go_on(campaign, spec.evaluator, spec.run, progress=False)
+    assert (report.evaluations, report.failed) == (3, 0)
+    assert TOKEN not in (folder / "scan.db").read_bytes().decode("latin-1")
+    text = file.read_text()
+    for old, new, message in (
+        ("limits.obs}", "limits.obs, other: b}", r"line 5, evaluator.reana: result: keys must name the tasks"),
+        ("poll: 0.1", "pol: 0.1", r"line 8, evaluator.pol: this key is not known.*Did you mean 'poll'"),
+        ("valid:", "vaild:", r"line 7, evaluator.result.vaild: this key is not known"),
+        (f"server: {url}", "server: http://reana.cern.ch", r"over https only"),
+        ("reana: reana.yaml", "reana: none.yaml", r"none.yaml: must be a readable file"),
+    ):
+        file.write_text(text.replace(old, new))
+        with pytest.raises(InvalidSpec, match=message):
+            load(file)
+
+
+def test_docs(folder: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "reana.md").read_text()
+    (folder / "reana.yaml").write_text(
+        (folder / "reana.yaml").read_text().replace("{mass: 0, coupling: 1.0, seed: 0}", "{mass: 0, lsp: 0, seed: 0}")
+    )
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (folder.parent / "scan.yaml").write_text(block)
+    spec = load(folder.parent / "scan.yaml")
+    assert isinstance(evaluator_of(spec.evaluator, spec.problem), Reana)
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for piece in code:
+        exec(compile(piece, "docs/reana.md", "exec"), {})
+    keys = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    named = {key for line in keys for key in re.findall(r"`(\w+)`", line)}
+    assert named == set(_Reana.model_fields)
+
+
+@pytest.mark.parametrize("settings", ["authentication: header", "token_env: MINE", "token_file: ~/.reana"])
+def test_settings_about_the_token_are_no_secrets(folder: Path, settings: str) -> None:
+    text = "parameters: {mass: [100, 800], coupling: [0.1, 1]}\ntasks: {observed: 1.0}\nevaluator:\n"
+    text += f"  reana: reana.yaml\n  server: https://x\n  result: {{file: limit.json}}\n  {settings}\n"
+    (folder / "scan.yaml").write_text(text)
+    assert load(folder / "scan.yaml").evaluator is not None
+    (folder / "scan.yaml").write_text(text.replace(settings, "access_token: abcdef123"))
+    with pytest.raises(InvalidSpec) as error:
+        load(folder / "scan.yaml")
+    assert "abcdef123" not in str(error.value)

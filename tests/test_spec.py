@@ -324,7 +324,7 @@ def test_the_documented_files_are_valid(block: str, tmp_path: Path) -> None:
     if spec.evaluator is not None:
         made = evaluator(json.loads(json.dumps(spec.evaluator)), spec.problem)
         kinds = {"command": Command, "python": Imported, "example": Selected, "yadage": Yadage}
-        assert isinstance(made, kinds[spec.evaluator["kind"]])
+        assert isinstance(made, Selected if "fit" in spec.evaluator else kinds[spec.evaluator["kind"]])
     if spec.evaluator and spec.evaluator["kind"] == "python":
         report = go_on(begin(spec), spec.evaluator, spec.run, budget=9, progress=False)
         assert (report.reason, report.evaluations, report.failed) == ("budget", 9, 0)

@@ -674,6 +674,61 @@ def replay(
         _say(replayed_json(found) if as_json else "\n".join(replayed(found)))
 
 
+@app.command("fit-server")
+def fit_server(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="pyhf workspace or counts (JSON), or example:sleptons.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; others than this machine's need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8765,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that fit.")] = 2,
+    cache: Annotated[str | None, typer.Option(help="Folder of limits that are known; may be shared.")] = None,
+    token_env: Annotated[
+        str, typer.Option(help="Variable of the environment that holds the token clients must send.")
+    ] = "",
+    patch: Annotated[str, typer.Option(help="JSON patch for the workspace, or patchset.json#name.")] = "",
+    sample: Annotated[str, typer.Option(help="Sample whose yields are replaced.")] = "signal",
+    measurement: Annotated[str | None, typer.Option(help="Of the workspace; its first by default.")] = None,
+    level: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
+    mu_max: Annotated[float, typer.Option(help="Largest signal strength that is tried.")] = 1e4,
+    timeout: Annotated[float, typer.Option(help="Seconds for one fit.")] = 600.0,
+) -> None:
+    """Fit signal yields that evaluators elsewhere send; see docs/fitting.md. Ctrl-C finishes what is being fitted."""
+    with _reported():
+        from .evaluators.fit_server import FittingService
+        from .evaluators.remote import read_token
+        from .spec import fit_here
+
+        token = read_token(token_env, "", "fit-server") if token_env else ""
+        fit = fit_here(
+            model, patch=patch, sample=sample, measurement=measurement, level=level, mu_max=mu_max, cache=cache
+        )
+        service = FittingService(fit, host=host, port=port, workers=workers, token=token, timeout=timeout)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: service.stop())
+        typer.echo(f"fitting model {fit.model_digest[:16]} at {service.url}")
+        service.serve()
+
+
+@app.command("fit-cache")
+def fit_cache(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder given as cache.")],
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all entries.")] = False,
+) -> None:
+    """Show how many limits a cache of fits holds, or clear it."""
+    with _reported():
+        from .evaluators.fitting import Cache
+
+        cache = Cache(folder)
+        if clear:
+            typer.echo(f"{cache.clear()} entries removed")
+            return
+        sizes = [path.stat().st_size for path in cache.files()]
+        typer.echo(f"{len(sizes)} entries, {sum(sizes) / 1e6:.3f} MB, in {cache.folder}")
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 

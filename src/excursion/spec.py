@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -46,7 +46,10 @@ from .surrogate import RECIPES
 from .untrusted import json_value, read_text, require_small_yaml
 from .work import Shift, work
 
-__all__ = ["Spec", "begin", "evaluator", "go_on", "load", "outcome", "parse", "resume", "take_part"]
+if TYPE_CHECKING:
+    from .evaluators.fitting import LocalFit
+
+__all__ = ["Spec", "begin", "evaluator", "fit_here", "go_on", "load", "outcome", "parse", "resume", "take_part"]
 
 #: Nodes of a document, aliases counted as often as they are used: nested aliases could fill the memory.
 _LARGEST = 20_000
@@ -268,11 +271,30 @@ class _Command(pydantic.BaseModel):
     timeout: Annotated[float, pydantic.Field(gt=0)] | None = None
     impossible_exit_codes: list[int] = []
     environment: dict[str, str] = {}
+    fit: dict[str, Any] | None = None
 
 
 class _Python(pydantic.BaseModel):
     model_config = _CONFIG
     python: _Text
+    fit: dict[str, Any] | None = None
+
+
+class _Fit(pydantic.BaseModel):
+    model_config = _CONFIG
+    url: _Text | None = None
+    expect: str = ""
+    patience: Annotated[float, pydantic.Field(gt=0)] = 3600.0
+    timeout: Annotated[float, pydantic.Field(gt=0)] = 600.0
+    token_env: str = ""
+    token_file: str = ""
+    model: _Text | None = None
+    patch: str = ""
+    sample: _Text = "signal"
+    measurement: _Text | None = None
+    level: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.95
+    mu_max: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1e4
+    cache: _Text | None = None
 
 
 class _Result(pydantic.BaseModel):
@@ -303,6 +325,26 @@ class _Workflow(pydantic.BaseModel):
     workdir: _Text = "work"
     timeout: Annotated[float, pydantic.Field(gt=0)] | None = None
     environment: dict[str, str] = {}
+
+
+class _Reana(pydantic.BaseModel):
+    model_config = _CONFIG
+    reana: _Text
+    server: _Text
+    result: dict[str, Any] = {}
+    inputs: dict[str, str] | None = None
+    constants: dict[str, Any] = {}
+    prefix: _Text = "excursion"
+    workdir: _Text = "reana"
+    runs: _Count = 1
+    timeout: Annotated[float, pydantic.Field(gt=0)] | None = None
+    poll: Annotated[float, pydantic.Field(gt=0)] = 60.0
+    patience: Annotated[float, pydantic.Field(gt=0)] = 86400.0
+    delete: bool = False
+    stop_on_interrupt: bool = False
+    token_env: _Text = "REANA_ACCESS_TOKEN"
+    token_file: str = ""
+    authentication: Literal["query", "header"] = "query"
 
 
 class _Example(pydantic.BaseModel):
@@ -341,6 +383,7 @@ _EVALUATORS: dict[str, type[pydantic.BaseModel]] = {
     "python": _Python,
     "yadage": _Workflow,
     "recast": _Workflow,
+    "reana": _Reana,
     "example": _Example,
 }
 
@@ -585,6 +628,8 @@ def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, f
     settings = {"kind": kinds[0], **_given(document, _EVALUATORS[kinds[0]], data, path), "folder": str(folder)}
     if "result" in settings and isinstance(settings["result"], dict):
         settings["result"] = _given(document, _Result, settings["result"], (*path, "result"))
+    if settings.get("fit") is not None:
+        settings["fit"] = _given(document, _Fit, settings["fit"], (*path, "fit"))
     with document.at((*path, kinds[0])):
         evaluator(settings, problem)
     return settings
@@ -602,14 +647,88 @@ def evaluator(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
     """
     given = dict(settings)
     kind, folder, first = given.pop("kind"), given.pop("folder"), problem.task_names[0]
+    fit = given.pop("fit", None)
     if kind == "command":
         template = given.pop("command")
-        return Command(template, **given, parameters=problem.space.names, task=first, folder=folder)
+        if fit is not None:
+            given.setdefault("result", "yields.json")
+        command = Command(template, **given, parameters=problem.space.names, task=first, folder=folder)
+        return command if fit is None else _fitted(command, fit, problem, folder)
     if kind == "python":
-        return Imported(given["python"], folder, first)
+        function = Imported(given["python"], folder, first)
+        return function if fit is None else _fitted(function, fit, problem, folder)
     if kind in ("yadage", "recast"):
         return _workflow(given, problem, folder)
+    if kind == "reana":
+        return _reana(given, problem, folder)
     return _sleptons(given, problem)
+
+
+def _fitted(source: Command | Imported, settings: Mapping[str, Any], problem: Problem, folder: str) -> Evaluator:
+    """Yields from a source, limits from the fit that the key "fit" describes."""
+    from .evaluators.fitting import Fitted, RemoteFit
+    from .evaluators.pyhf import TASKS
+
+    if unknown := sorted(set(problem.task_names) - set(TASKS)):
+        raise InvalidSpec(f"fit: tasks must be {', '.join(TASKS)}, got {unknown}. Rename them")
+    given = {key: value for key, value in settings.items() if value is not None}
+    kinds = [key for key in ("url", "model") if key in given]
+    there = ("url", "expect", "patience", "timeout", "token_env", "token_file")
+    wrong = [key for key in given if (key in there) != (kinds == ["url"])]
+    if len(kinds) != 1 or wrong:
+        raise InvalidSpec(
+            f"fit: needs either url ({', '.join(there[1:])}) or model (patch, sample, measurement, level, mu_max, "
+            f"cache), got {list(given)}. Remove the others"
+        )
+    how = RemoteFit(**given) if kinds == ["url"] else fit_here(**given, folder=folder)
+    return Selected(Fitted(source, how), problem.task_names)
+
+
+def fit_here(
+    model: str,
+    *,
+    patch: str = "",
+    sample: str = "signal",
+    measurement: str | None = None,
+    level: float = 0.95,
+    mu_max: float = 1e4,
+    cache: str | None = None,
+    folder: str = "",
+) -> LocalFit:
+    """The fit to a model in a file, or to an example's ("example:sleptons").
+
+    Args:
+        model: path, or name of the example.
+        patch, sample, measurement: see `evaluators.fitting.read_model`.
+        level, mu_max: see `evaluators.fitting.LocalFit`.
+        cache: folder of limits that are known.
+        folder: what paths are relative to.
+
+    Raises:
+        InvalidProblem: a model that makes no sense.
+    """
+    from .evaluators.fitting import Cache, LocalFit, read_model
+    from .evaluators.pyhf import CountsModel, HistFactoryModel
+
+    def path(name: str) -> str:
+        return os.path.join(folder, os.path.expanduser(name))
+
+    found: HistFactoryModel
+    if model == "example:sleptons":
+        from .examples import sleptons
+
+        found = CountsModel(**sleptons.background_spec())
+    else:
+        found = read_model(path(model), patch=patch and path(patch), sample=sample, measurement=measurement)
+    return LocalFit(found, level, mu_max, None if cache is None else Cache(path(cache)))
+
+
+def _reana(settings: Mapping[str, Any], problem: Problem, folder: str) -> Evaluator:
+    from .evaluators.reana import Reana
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    result = _reader(given.pop("result", {}), problem)
+    return Reana(given.pop("reana"), result=result, **given, parameters=problem.space.names, folder=folder)
 
 
 def _workflow(settings: Mapping[str, Any], problem: Problem, folder: str) -> Yadage:
@@ -746,6 +865,8 @@ def go_on(
         raise InvalidSpec(f"{where}: to run it needs a budget, got none. Add 'run: {{budget: 60}}' or --budget 60")
     running.pop("lease", None)  # for workers
     recipe = evaluator(settings, campaign.problem)
+    if isinstance(recipe, Selected) and isinstance(source := getattr(recipe.evaluator, "source", None), Imported):
+        source.load()
     if isinstance(recipe, Imported):
         # Better now than at the first point: a function that is not there would fail at every one of them.
         recipe.load()

@@ -135,6 +135,15 @@ class Command(Evaluator):
             ImpossiblePoint: it ends with one of `impossible_exit_codes`.
             InvalidSpec: the template does not fit the point's parameters.
         """
+        text, path, info = self.output(job)
+        return self._outcome(f"command at trial {job.number}", text, path, info)
+
+    def output(self, job: Job) -> tuple[str, Path, dict[str, Any]]:
+        """Run the program at one point: the text of its result, the file, directory and seconds.
+
+        Raises:
+            As `evaluate`, but the text may make no sense.
+        """
         where = f"command at trial {job.number}"
         # Before the directory is made: a template that does not fit shall leave no trace.
         self._words(job.x, self._reserved(Path(self.workdir), job))
@@ -156,7 +165,7 @@ class Command(Evaluator):
                 + log_advice(directory)
             )
         text, path = self._result(where, directory)
-        return self._outcome(where, text, path, {"workdir": str(directory), "seconds": seconds})
+        return text, path, {"workdir": str(directory), "seconds": seconds}
 
     # -- the command line
 

@@ -62,6 +62,7 @@ __all__ = [
     "Signal",
     "WorkspaceModel",
     "Yields",
+    "fitted",
     "limits",
 ]
 
@@ -205,7 +206,7 @@ def _by_channel(values: Any, layout: Mapping[str, int], where: str) -> dict[str,
     return dict(zip(layout, np.split(flat, edges)))
 
 
-def _checked(model: HistFactoryModel, signal: Yields) -> tuple[dict[str, Array], dict[str, Array] | None]:
+def checked(model: HistFactoryModel, signal: Yields) -> tuple[dict[str, Array], dict[str, Array] | None]:
     """Nominal yields and errors by channel, finite and not negative."""
     errors = getattr(signal, "errors", None)
     nominal = model.split(signal.nominal, "signal yields")
@@ -290,7 +291,7 @@ class CountsModel(HistFactoryModel):
 
     def workspace(self, signal: Yields) -> dict[str, Any]:
         """See `HistFactoryModel.workspace`."""
-        nominal, errors = _checked(self, signal)
+        nominal, errors = checked(self, signal)
         observed, background, spread = (
             self.split(v, "counts") for v in (self.observed, self.background, self.background_error)
         )
@@ -384,7 +385,7 @@ class WorkspaceModel(HistFactoryModel):
         result = copy.deepcopy(dict(self.spec))
         if self.patch is not None:
             return self.patch(result, signal)
-        nominal, errors = _checked(self, signal)
+        nominal, errors = checked(self, signal)
         poi = self._measurement(result)["config"]["poi"]
         present = any(s["name"] == self.sample for c in result["channels"] for s in c["samples"])
         for channel in result["channels"]:
@@ -680,17 +681,52 @@ def _prepare(model: Any, data: Any, measurement: str | None, poi: str) -> tuple[
 # --------------------------------------------------------------------------------------------------- evaluator
 
 
-@dataclass(frozen=True)
-class PyhfEvaluator(Evaluator):
-    """Simulated signal yields -> upper limits on the signal strength, with their Monte Carlo variances.
+def fitted(model: HistFactoryModel, signal: Yields, *, level: float = 0.95, mu_max: float = 1e4) -> Outcome:
+    """Signal yields -> upper limits on the signal strength, with their Monte Carlo variances.
 
-    The tasks are those of `TASKS`; a point is excluded where its limit is below 1. A limit beyond `mu_max` is told as
-    the bound "above mu_max" (censored). The variance of a limit comes from the signal's errors e_i to first order,
+    The tasks are those of `TASKS`. A limit beyond `mu_max` is told as the bound "above mu_max" (censored). The variance
+    of a limit comes from the signal's errors e_i to first order,
 
         var(mu) = mu^2 sum_i (eps_i e_i / s_i)^2,      eps_i = d ln mu / d ln s_i,
 
     where the elasticities eps_i are exact (`Limits.elasticities`) for fixed errors; bins without signal events
     contribute nothing.
+
+    Args:
+        model: what to compare the signal with.
+        signal: events per bin at mu = 1, with errors or without.
+        level: confidence level.
+        mu_max: the largest signal strength that is tried.
+
+    Returns:
+        Limits and variances; `info` holds yields, errors, best fit, number of fits and seconds.
+
+    Raises:
+        As `limits`.
+    """
+    nominal, errors = checked(model, signal)
+    measurement = getattr(model, "measurement", None)
+    result = limits(model.workspace(signal), level=level, mu_max=mu_max, measurement=measurement)
+    variances = {}
+    if errors is not None:
+        for task, shares in result.elasticities.items():
+            relative = 0.0
+            for channel, s in nominal.items():
+                some = s > 0
+                relative += float(np.sum((np.asarray(shares[channel])[some] * errors[channel][some] / s[some]) ** 2))
+            variances[task] = result.values[task] ** 2 * relative
+    info: dict[str, Any] = {"yields": {channel: s.tolist() for channel, s in nominal.items()}}
+    if errors is not None:
+        info["yield_errors"] = {channel: e.tolist() for channel, e in errors.items()}
+    info |= {"best_fit": result.best_fit, "fits": result.fits, "seconds_limits": result.seconds}
+    return Outcome.of(result.values, variances=variances, bounds=result.bounds, info=info)
+
+
+@dataclass(frozen=True)
+class PyhfEvaluator(Evaluator):
+    """Simulated signal yields -> upper limits on the signal strength, with their Monte Carlo variances.
+
+    The tasks are those of `TASKS`; a point is excluded where its limit is below 1. See `fitted`.
 
     Attributes:
         signal: (point, seed) -> yields with `nominal`, `errors` (or None) and perhaps `info`; the expensive part.
@@ -709,26 +745,7 @@ class PyhfEvaluator(Evaluator):
         """See `Evaluator.evaluate`."""
         began = time.perf_counter()
         signal = self.signal(job.x, job.seed)
-        simulated = time.perf_counter()
-        nominal, errors = _checked(self.model, signal)
-        measurement = getattr(self.model, "measurement", None)
-        result = limits(self.model.workspace(signal), level=self.level, mu_max=self.mu_max, measurement=measurement)
-        variances = {}
-        if errors is not None:
-            for task, shares in result.elasticities.items():
-                relative = 0.0
-                for channel, s in nominal.items():
-                    some = s > 0
-                    relative += float(
-                        np.sum((np.asarray(shares[channel])[some] * errors[channel][some] / s[some]) ** 2)
-                    )
-                variances[task] = result.values[task] ** 2 * relative
-        info: dict[str, Any] = dict(getattr(signal, "info", None) or {})
-        info["yields"] = {channel: s.tolist() for channel, s in nominal.items()}
-        if errors is not None:
-            info["yield_errors"] = {channel: e.tolist() for channel, e in errors.items()}
-        info["best_fit"] = result.best_fit
-        info["fits"] = result.fits
-        info["seconds_signal"] = simulated - began
-        info["seconds_limits"] = result.seconds
-        return Outcome.of(result.values, variances=variances, bounds=result.bounds, info=info)
+        seconds = time.perf_counter() - began
+        outcome = fitted(self.model, signal, level=self.level, mu_max=self.mu_max)
+        info = {**(getattr(signal, "info", None) or {}), **outcome.info, "seconds_signal": seconds}
+        return replace(outcome, info=info)

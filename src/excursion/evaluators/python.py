@@ -57,19 +57,7 @@ class Function(Evaluator):
                 own comes through as it is), or returned something that is not an outcome.
         """
         where = f"function {_name(self.function)} at trial {job.number}"
-        more = _wanted(self.function, job)
-        try:
-            returned = self.function(dict(job.x), **more)
-        except EvaluationError:
-            raise
-        except Exception as error:
-            # The cause does not survive the way back from another process, so the message tells where it was.
-            steps = traceback.extract_tb(error.__traceback__)[1:]
-            lines = "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps[-3:])
-            raise EvaluationError(
-                f"{where}: must not raise, got {type(error).__name__}: {error} at {dict(job.x)}. "
-                f"Raise ImpossiblePoint where it can never succeed{lines}"
-            ) from error
+        returned = self.call(job)
         if isinstance(returned, Outcome):
             return returned
         values = returned if isinstance(returned, Mapping) else {self.task: returned}
@@ -82,6 +70,27 @@ class Function(Evaluator):
             )
         except (InvalidOutcome, OverflowError) as error:
             raise EvaluationError(f"{where}: returned {returned!r} at {dict(job.x)}: {error}") from error
+
+    def call(self, job: Job) -> Any:
+        """Call the function at one point, whatever it returns.
+
+        Raises:
+            EvaluationError: it raised anything.
+        """
+        where = f"function {_name(self.function)} at trial {job.number}"
+        more = _wanted(self.function, job)
+        try:
+            return self.function(dict(job.x), **more)
+        except EvaluationError:
+            raise
+        except Exception as error:
+            # The cause does not survive the way back from another process, so the message tells where it was.
+            steps = traceback.extract_tb(error.__traceback__)[1:]
+            lines = "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps[-3:])
+            raise EvaluationError(
+                f"{where}: must not raise, got {type(error).__name__}: {error} at {dict(job.x)}. "
+                f"Raise ImpossiblePoint where it can never succeed{lines}"
+            ) from error
 
 
 def _name(function: Callable[..., Any]) -> str:

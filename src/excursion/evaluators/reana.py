@@ -22,7 +22,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -86,8 +86,9 @@ class Reana(Evaluator):
             files of other languages are only read by reana-client.
         server: the server's URL; https, except on this machine.
         result: where in the workspace the values are.
-        inputs: input parameter of the workflow -> template such as "{m_slepton}" (the number), "{m_slepton:.1f}" (text)
-            or "run{number}"; or a number.
+        inputs: input parameter of the workflow -> a parameter of the space, seed, number, fidelity, events (its number
+            is sent), or a template with such names in braces, "{m_slepton:.1f}" (text is sent).
+        constants: input parameter of the workflow -> what is sent at every point.
         prefix: begins the workflows' names.
         workdir: the results are downloaded to `workdir/<name>`, and read from there another time.
         runs: workflows that are started for one point, if they fail.
@@ -98,7 +99,7 @@ class Reana(Evaluator):
         stop_on_interrupt: stop the workflow on Ctrl-C; else it goes on and the next run of the campaign finds it.
         token_env: environment variable that holds the access token.
         token_file: file that holds it instead, readable by its owner only.
-        token_in: where the token is sent: "query", as REANA 0.9 wants it, or "header" (Bearer).
+        authentication: where the token is sent: "query", as REANA 0.9 wants it, or "header" (Bearer).
         parameters: the names of the space's parameters, to check the inputs before anything runs; None to find out at
             the first point.
         folder: what paths are relative to; the current directory if empty.
@@ -110,7 +111,8 @@ class Reana(Evaluator):
     specification: str
     server: str
     result: Reader
-    inputs: Mapping[str, str | float] | None = None
+    inputs: Mapping[str, str] | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = "excursion"
     workdir: str = "reana"
     runs: int = 1
@@ -121,7 +123,7 @@ class Reana(Evaluator):
     stop_on_interrupt: bool = False
     token_env: str = "REANA_ACCESS_TOKEN"
     token_file: str = ""
-    token_in: Literal["query", "header"] = "query"
+    authentication: Literal["query", "header"] = "query"
     parameters: tuple[str, ...] | None = None
     folder: str = ""
 
@@ -132,6 +134,7 @@ class Reana(Evaluator):
         object.__setattr__(self, "server", checked_url(self.server, "reana"))
         if self.parameters is not None:
             object.__setattr__(self, "parameters", tuple(self.parameters))
+        object.__setattr__(self, "constants", dict(self.constants))
         if self.inputs is not None:
             object.__setattr__(self, "inputs", dict(self.inputs))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}", self.prefix):
@@ -142,8 +145,10 @@ class Reana(Evaluator):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise InvalidSpec(f"reana: {name} must be at least {least}, got {value!r}. Correct it")
-        if self.token_in not in ("query", "header"):
-            raise InvalidSpec(f"reana: token_in must be query or header, got {self.token_in!r}. REANA 0.9 has query")
+        if self.authentication not in ("query", "header"):
+            raise InvalidSpec(
+                f"reana: authentication must be query or header, got {self.authentication!r}. REANA 0.9 has query"
+            )
         declared = self._declared(self._specification())
         if self.parameters is not None:
             self._values(Job(dict.fromkeys(self.parameters, 0.5), fidelity="x", events=1), declared, checking=True)
@@ -211,7 +216,7 @@ class Reana(Evaluator):
 
     def _connection(self, where: str) -> Connection:
         token = read_token(self.token_env, self.token_file, where)
-        return Connection(self.server, where, token=token, token_in=self.token_in, patience=self.patience)
+        return Connection(self.server, where, token=token, token_in=self.authentication, patience=self.patience)
 
     def _follow(self, to: Connection, job: Job, name: str, where: str) -> None:
         """Return when the workflow has finished."""
@@ -346,28 +351,31 @@ class Reana(Evaluator):
         known = {**{name: float(x) for name, x in job.x.items()}, **about(job)}
         inputs = self.inputs
         if inputs is None:
-            inputs = {name: f"{{{name}}}" for name in declared if name in known}
-        if unknown := sorted(set(inputs) - set(declared)):
+            inputs = {name: name for name in declared if name in known and name not in self.constants}
+        if both := sorted(set(inputs) & set(self.constants)):
+            raise InvalidSpec(f"reana: an input is either constant or not, got both for {both}. Choose one")
+        if unknown := sorted({*inputs, *self.constants} - set(declared)):
             raise InvalidSpec(
                 f"reana: inputs must be declared under inputs.parameters of {self.specification} "
                 f"({', '.join(declared) or 'none'}), got {unknown}. Declare them there"
             )
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = dict(self.constants)
         used = set()
         for name, template in inputs.items():
-            if not isinstance(template, str):
-                values[name] = template
-                continue
             parts = list(pieces(template, "reana"))
+            if all(placeholder is None for _, placeholder, _ in parts):
+                # A name without braces: its value as it is.
+                parts = [("", template, "")]
+                fill(f"{{{template}}}", known, sorted(job.x), "reana")
+                values[name] = known[template]
+            else:
+                values[name] = fill(template, known, sorted(job.x), "reana")
             used |= {placeholder for _, placeholder, _ in parts}
-            text = fill(template, known, sorted(job.x), "reana")
-            whole = len(parts) == 1 and not parts[0][0] and parts[0][1] is not None and not parts[0][2]
-            values[name] = known[parts[0][1]] if whole else text  # type: ignore[index]
         if checking and (missing := sorted(set(job.x) - used)):
             raise InvalidSpec(
                 f"reana: the workflow must get every parameter, got no {', '.join(missing)}. Declare "
                 f"{missing[0]} under inputs.parameters of {self.specification}, or write inputs: "
-                f"{{its_name: '{{{missing[0]}}}'}}"
+                f"{{its name there: {missing[0]}}}"
             )
         return values
 

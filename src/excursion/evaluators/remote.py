@@ -221,6 +221,7 @@ class Connection:
         query: Mapping[str, str] | None = None,
         json: Any = None,
         data: Any = None,
+        kind: str = "application/octet-stream",
         read: float = _READ,
         largest: int = LARGEST_RESULT,
         allowed: tuple[int, ...] = (),
@@ -233,6 +234,7 @@ class Connection:
             query: besides the token.
             json: what is sent as JSON.
             data: bytes or a file that is sent as it is.
+            kind: of `data`.
             read: seconds to wait for (each piece of) the answer.
             largest: bytes that the answer may have.
             allowed: statuses from 400 on that are answers, too.
@@ -243,7 +245,7 @@ class Connection:
             EvaluationError: an answer that is too large, or another error.
         """
         said = f"{self._where}: {method} {self.url}{path}"
-        headers = {} if data is None else {"Content-Type": "application/octet-stream"}
+        headers = {} if data is None else {"Content-Type": kind}
         try:
             with self._session.request(
                 method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -101,6 +102,17 @@ def test_the_order_of_completion_is_closed(store):
     assert repaired(store) == [("order", (1, 0))]
     assert [t.told for t in store.trials("a")[:4]] == [2, 1, None, 0]
     assert store.finish("a", 2, Outcome.of(1.0)).told == 3
+
+
+def test_others_see_what_was_repaired(store):
+    other = pickle.loads(pickle.dumps(store))
+    damage(store, "UPDATE trial SET told = told + 5 WHERE told > 0")
+    assert [t.told for t in other.trials("a")] == [7, 6, None, 0, None, None]
+    store.check("a", repair=True)
+    store.finish("a", 2, Outcome.of(1.0))
+    assert [t.told for t in other.trials("a")] == [2, 1, 3, 0, None, None]
+    assert other.trials("a") == store.trials("a")
+    other.close()
 
 
 def test_a_state_is_what_the_outcome_says(store):

@@ -7,6 +7,7 @@ unique keys of the database, so that two processes can never write the same one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -437,14 +438,16 @@ class SqlStore(Store):
         lite = is_sqlite(self._url)
 
         def work(c: sa.Connection, _: bool) -> list[Fault]:
-            self._campaign(c, name)
-            return check(c, name, self._clock(), repair, lite)
+            made = self._campaign(c, name).created
+            found = check(c, name, self._clock(), repair, lite)
+            if repair and any(fault.repair for fault in found):
+                # Finished trials have changed, which others have in memory: to them it is another campaign now.
+                c.execute(
+                    CAMPAIGN.update().where(CAMPAIGN.c.name == name).values(created=math.nextafter(made, math.inf))
+                )
+            return found
 
-        found = self._do("write" if repair else "read", work)
-        if repair and found:
-            with self._lock:
-                self._finished.clear()
-        return found
+        return self._do("write" if repair else "read", work)
 
     # -- one transaction
 

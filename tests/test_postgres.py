@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -226,6 +226,7 @@ class _Proxy:
 
     def __init__(self, port: int) -> None:
         self.lose = False
+        self.instead: Callable[[], object] | None = None  # what happens in place of the next commit
         self.lost = 0
         self._server = port
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -257,6 +258,12 @@ class _Proxy:
     def _pass(self, source: socket.socket, sink: socket.socket, commits: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if commits and self.instead and b"COMMIT" in data:
+                    instead, self.instead = self.instead, None
+                    sink.shutdown(socket.SHUT_RDWR)
+                    sink.close()
+                    instead()
+                    break
                 if commits and self.lose and b"COMMIT" in data:
                     self.lose = False
                     # The client hears nothing more; the server gets the commit and answers nobody.
@@ -318,6 +325,31 @@ def test_nothing_is_done_twice_when_the_answer_to_a_commit_is_lost(proxied):
     assert kinds.count("tell") == 4
     assert kinds.count("claim") == 2
     assert kinds.count("release") == 1
+
+
+def test_another_try_does_not_take_what_others_wrote_for_its_own(proxied):
+    """The commit never arrived, and before the second try somebody else was faster."""
+    proxy, store, direct = proxied
+    add(store, 2)
+
+    def meanwhile(instead, call, error):
+        proxy.instead = instead
+        with pytest.raises(error):
+            call()
+        assert proxy.instead is None, "no commit was lost: nothing was tested"
+
+    meanwhile(
+        lambda: direct.finish("a", 0, Outcome.of(2.0)), lambda: store.finish("a", 0, Outcome.of(1.0)), TrialFinished
+    )
+    assert direct.trials("a")[0].outcome.values == {"f": 2.0}
+    meanwhile(
+        lambda: direct.add("a", [POINT] * 3, after=2, seeds=range(3)),
+        lambda: store.add("a", [POINT] * 3, after=2, seeds=range(10, 13)),
+        StaleHistory,
+    )
+    assert [t.seed for t in direct.trials("a")] == [0, 1, 0, 1, 2]
+    meanwhile(lambda: direct.create("b", {}), lambda: store.create("b", {}), DuplicateCampaign)
+    assert direct.names() == ["a", "b"]
 
 
 def test_what_is_lost_before_the_commit_is_done_again(proxied):

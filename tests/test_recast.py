@@ -181,6 +181,7 @@ def test_every_key_is_documented() -> None:
         ("{m1: m_slepton, m2: m_chi}", "{m1: m_slepton, m2: 3}", "Other values belong into constants"),
         ("default ", "special ", "there must be an example 'special'"),
         ("entry.yml", "other.yml", "must be a readable file"),
+        ("catalogue/entry.yml", "null", "needs the file of the workflow"),
         ("valid: [0, 2]", "vald: [0, 2]", r"line 9, evaluator\.result\.vald: this key is not known.*'valid'"),
         ("valid: [0, 2]", "valid: [2, 0]", r"valid range of 'observed'"),
         ("valid: [0, 2]", "file: ../limit.json", "own directory"),

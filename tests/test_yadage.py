@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from excursion.data import Job
 from excursion.errors import EvaluationError, InvalidSpec, MissingExtra
@@ -116,6 +118,8 @@ def test_a_workflow_of_two_steps(tmp_path: Path) -> None:
     # The log is what the steps said; yadage has one of its own.
     assert (directory / "log.txt").read_text() == "summing 0.1 2e-07\n"
     assert "fit" in (directory / "yadage.log").read_text()
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"log.txt", "request.json", "workflow", "yadage.log"}
     assert recipe.evaluate(JOB).info["workdir"] == str(tmp_path / "work" / "00012-1")
 
 
@@ -298,7 +302,7 @@ def test_yadage_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("given", "message"),
     [
         ({"toplevel": "github:recast-hep/workflows"}, "toplevel must be on this machine.*git clone"),
         ({"toplevel": "gitlab-cern:me/it:specs"}, "toplevel must be on this machine"),
@@ -322,10 +326,10 @@ def test_yadage_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"executable": "'yadage-run"}, "Close the quotes"),
     ],
 )
-def test_settings_that_make_no_sense(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     workflow(tmp_path / "analysis")
     with pytest.raises(InvalidSpec, match=message):
-        evaluator(tmp_path, **settings)
+        evaluator(tmp_path, **given)
 
 
 def test_the_workflow_may_be_named_with_its_folder(tmp_path: Path) -> None:
@@ -393,6 +397,8 @@ def test_inputs_that_an_entry_does_not_know(tmp_path: Path) -> None:
     found = entry(put(tmp_path, ENTRY))
     with pytest.raises(InvalidSpec, match=r"must be initial data of the workflow \(a, b, rest\), got \['m_slepton'\]"):
         found.evaluator(READER, parameters=("m_slepton",))
+    with pytest.raises(InvalidSpec, match=r"must be initial data of the workflow \(a, b, rest\), got \['evnts'\]"):
+        found.evaluator(READER, parameters=("a",), constants={"evnts": 10})
 
 
 @pytest.mark.parametrize(
@@ -409,11 +415,46 @@ def test_inputs_that_an_entry_does_not_know(tmp_path: Path) -> None:
         ({"example_inputs": {"default": {"dataopts": {"inputarchive": "x"}}}}, "only initdir can be used"),
         ({"example_inputs": {"default": {"initdata": {"a": math.inf}}}}, "initial data must be finite"),
         ({"results": [{"name": "limit"}]}, "must have a relpath"),
+        ({"results": True}, "results must be a list"),
     ],
 )
 def test_bad_entries(tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(InvalidSpec, match=message):
         entry(put(tmp_path, change if isinstance(change, str) else {**ENTRY, **change}))
+
+
+_KEYS = [
+    "spec",
+    "workflow",
+    "toplevel",
+    "example_inputs",
+    "default",
+    "initdata",
+    "dataopts",
+    "initdir",
+    "results",
+    "relpath",
+    "name",
+]
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(_KEYS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS) | st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(section=st.sampled_from(["spec", "example_inputs", "results", None]), content=_ANY)
+def test_any_entry_is_read_or_refused(tmp_path: Path, section: str | None, content: Any) -> None:
+    workflow(tmp_path / "analysis")
+    try:
+        found = entry(put(tmp_path, content if section is None else {**ENTRY, section: content}))
+        found.evaluator(Reader(found.result, {"f": "sum"}), parameters=("a",))
+    except InvalidSpec as error:
+        told = str(error)
+    else:
+        told = ""
+    assert len(told) < 2000
 
 
 def test_the_result_of_an_entry_must_be_clear(tmp_path: Path) -> None:

@@ -735,6 +735,8 @@ def _workflow(settings: Mapping[str, Any], problem: Problem, folder: str) -> Yad
     given = {key: value for key, value in settings.items() if value is not None}
     given |= {"parameters": problem.space.names, "folder": folder}
     result, example = given.pop("result", {}), given.pop("example_inputs", None)
+    if not {"yadage", "recast"} & set(given):
+        raise InvalidSpec("yadage: needs the file of the workflow, or recast that of an entry, got null. Name it")
     if "recast" in given:
         found = entry(os.path.join(folder, os.path.expanduser(given.pop("recast"))), example or "default")
         return found.evaluator(_reader(result, problem, found), **given)

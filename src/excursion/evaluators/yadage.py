@@ -394,15 +394,16 @@ class Entry:
             **settings: further attributes of `Yadage`. `toplevel` replaces the entry's.
 
         Raises:
-            InvalidSpec: see `Yadage`; also inputs that the entry's example does not have.
+            InvalidSpec: see `Yadage`; also inputs or constants that the entry's example does not have.
         """
         folder, beside = os.path.abspath(os.path.expanduser(folder)), os.path.dirname(os.path.abspath(self.file))
         inputs = settings.get("inputs")
         varied = set(settings.get("parameters") or () if inputs is None else inputs)
-        if self.constants and (unknown := sorted(varied - set(self.constants))):
+        given = varied | set(settings.get("constants", {}))
+        if self.constants and (unknown := sorted(map(str, given - set(self.constants)))):
             raise InvalidSpec(
-                f"recast, {self.file}: inputs must be initial data of the workflow ({', '.join(self.constants)}), "
-                f"got {unknown}. Write inputs: {{name in the workflow: parameter}}"
+                f"recast, {self.file}: inputs and constants must be initial data of the workflow "
+                f"({', '.join(self.constants)}), got {unknown}. Write inputs: {{name in the workflow: parameter}}"
             )
         constants = {**self.constants, **settings.pop("constants", {})}
         toplevel = settings.pop("toplevel", "")
@@ -459,7 +460,10 @@ def entry(path: str | os.PathLike[str], example: str = "default") -> Entry:
     if unknown := sorted(map(str, set(dataopts) - {"initdir"})):
         raise wrong("of dataopts only initdir can be used here", unknown, "Give a copy of the entry without them")
     results: dict[str, str] = {}
-    for i, result in enumerate(found.get("results") or []):
+    listed = found.get("results") or []
+    if not isinstance(listed, list):
+        raise wrong("results must be a list", listed, "Compare with an entry of recast-atlas")
+    for i, result in enumerate(listed):
         if not isinstance(result, dict) or not isinstance(result.get("relpath"), str):
             raise wrong("each of results must have a relpath", result, "Compare with an entry of recast-atlas")
         results[str(result.get("name", i))] = result["relpath"]

@@ -2,13 +2,14 @@
 
 A program for itself that imports nothing of this package, so that it starts fast. The request is a JSON object:
 "workflow", "toplevel", "workdir", "initdata", "dataopts", "backend", "log" (file for yadage's own messages, so that the
-standard output and error are those of the steps), "schemas" (a folder that it makes).
+standard output and error are those of the steps), "schemas" (a folder that it makes and removes).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -57,12 +58,15 @@ def run(request: dict[str, Any]) -> None:
 
 def main() -> None:
     """Exit code 1 and one line on the standard error where the workflow fails."""
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        run(request)
     except Exception as error:
         logging.getLogger("excursion").exception("the workflow failed")
         message = " ".join(str(error).split())[:500]
         sys.exit(f"yadage: {type(error).__name__}: {message}")
+    finally:
+        shutil.rmtree(request["schemas"], ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,14 @@ def test_a_workflow_of_two_steps(tmp_path: Path) -> None:
 
 
 @needs_yadage
+def test_python_is_the_same_one_in_local_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    workflow(tmp_path / "analysis", fit="python -c 'import sys; print(sys.prefix)'; cp {sum} {limit}")
+    outcome = evaluator(tmp_path).evaluate(JOB)
+    assert (Path(outcome.info["workdir"]) / "log.txt").read_text().splitlines()[-1] == sys.prefix
+
+
+@needs_yadage
 def test_a_step_that_fails_shows_what_it_said(tmp_path: Path) -> None:
     workflow(tmp_path / "analysis", fit="echo no convergence of the fit >&2; cp {sum} {limit}; exit 3")
     with pytest.raises(EvaluationError) as caught:
@@ -203,6 +211,7 @@ def test_yadage_in_an_environment_of_its_own(tmp_path: Path, own_yadage_run: Pat
     # 2e-07 without a point is text in YAML 1.1.
     assert outcome.values == {"f": 0.1 + 2e-7}
     directory = Path(outcome.info["workdir"])
+    assert yaml.safe_load((directory / "initial.yml").read_text()) == {"a": 0.1, "b": 2e-7, "rest": "-"}
     assert json.loads((directory / "workflow" / "sum" / "sum.json").read_text())["level"] == "5"
     assert not (directory / "request.json").exists()
     workflow(tmp_path / "analysis", fit="echo no convergence; exit 3")

@@ -14,6 +14,7 @@
   - ScoreError            a belief or a criterion gave something that is not a finite number
   - EvaluationError       the expensive function failed at one point; may be retried
     · ImpossiblePoint     ... and always will, at this point; do not retry
+  - EngineError           what runs the evaluations cannot be started or reached, or has stopped
   - MissingExtra          an optional dependency is not installed                  (ImportError)
   - StoreError
     · UnknownCampaign     (KeyError)
@@ -87,6 +88,10 @@ class EvaluationError(ExcursionError):
 
 class ImpossiblePoint(EvaluationError):
     """The expensive function can never succeed at this point."""
+
+
+class EngineError(ExcursionError):
+    """What runs the evaluations cannot be started or reached, or has stopped as a whole."""
 
 
 class MissingExtra(ExcursionError, ImportError):

@@ -21,6 +21,7 @@ import rich.table
 from .campaign import UNCROSSED, Campaign, Status
 from .data import INFORMATIVE, Job, Outcome, Trial
 from .errors import (
+    EvaluationError,
     ExcursionError,
     InvalidOutcome,
     InvalidStrategy,
@@ -29,6 +30,7 @@ from .errors import (
 )
 from .evaluators import Evaluator
 from .evaluators.worker import evaluate, evaluate_pickled, tail
+from .executors import Local, Recipe, recipe
 from .forecast import Forecast, forecast, latest, pace, paid, unit
 from .leases import LEASE, Heartbeat, release_dead
 from .owners import new_owner
@@ -66,7 +68,7 @@ def run(
     *,
     budget: int,
     batch: int = 1,
-    executor: Executor | None = None,
+    executor: Executor | Recipe | str | None = None,
     workers: int | None = None,
     goal: Any = None,
     approval: bool = False,
@@ -84,8 +86,9 @@ def run(
         budget: evaluations of the campaign in all, earlier ones included; those of a cheaper fidelity count by their
             cost (`Problem.spent`), rows of tables nothing.
         batch: points asked for together.
-        executor: any `concurrent.futures.Executor`; it is not shut down. The default is a pool of processes that
-            survives the death of a worker (loky), or this process itself if ``workers`` is 1.
+        executor: any `concurrent.futures.Executor`; it is not shut down. Or a recipe of one, or its name, which is
+            opened for this run: see `executors`. The default is `Local`: a pool of processes that survives the death
+            of a worker, or this process itself if ``workers`` is 1.
         workers: evaluations at the same time; the default is the executor's number, or the lesser of batch and cores.
         goal: stop when this has been reached at two asks in a row: a number, the expected misclassified fraction of
             every task (for an optimum, the largest expected improvement in units of the range of values seen), or a
@@ -100,13 +103,11 @@ def run(
 
     Raises:
         InvalidStrategy: a budget, batch, goal or number of workers that makes no sense.
+        EngineError, MissingExtra: the engine of a recipe cannot be started, or has stopped; nothing is lost.
         KeyboardInterrupt: after the trials in flight have been queued again; run again to go on.
     """
     _check_settings(campaign, budget, batch, workers)
     watch = Watch(campaign, parse(goal, campaign.problem, f"run of campaign {campaign.name!r}"))
-    if workers is None:
-        known = getattr(executor, "_max_workers", None) if executor is not None else min(batch, os.cpu_count() or 1)
-        workers = known if isinstance(known, int) else os.cpu_count() or 1
     store, name, owner = campaign.store, campaign.name, new_owner()
     release_dead(campaign)
     started, evaluations, failed = time.monotonic(), 0, 0
@@ -114,8 +115,8 @@ def run(
     breaks: dict[int, int] = {}
 
     with contextlib.ExitStack() as stack:
-        pool = _Pool(evaluator, executor, workers)
-        stack.callback(pool.close)
+        pool = _Pool(evaluator, executor, workers, batch, stack)
+        workers = pool.workers
         display = stack.enter_context(live_figures(campaign, budget, watch) if progress else contextlib.nullcontext())
         # Where this machine is lost, others take up what it was evaluating.
         stack.enter_context(Heartbeat(campaign, owner, LEASE))
@@ -163,7 +164,6 @@ def run(
                     outcome = _outcome(campaign, trial, future)
                     if outcome is None:  # the pool broke while this was in flight; whose fault it was is not known
                         breaks[trial.number] = breaks.get(trial.number, 0) + 1
-                        pool.renew()
                         if breaks[trial.number] < _BREAKS:
                             suspects.append(trial)
                             continue
@@ -181,8 +181,7 @@ def run(
             # Whatever is still in flight (Ctrl-C, an error) is queued again: a later run takes it up.
             for future in running:
                 future.cancel()
-            if store.release(name, owner=owner):
-                pool.kill()
+            store.release(name, owner=owner)
     status = campaign.status(watch.goals)
     return Report(reason or "exhausted", evaluations, failed, time.monotonic() - started, status, last_error)
 
@@ -260,7 +259,7 @@ def _outcome(campaign: Campaign, trial: Trial, future: Future) -> Outcome | None
         found = future.result()
     except BrokenExecutor:
         return None
-    except InvalidOutcome as error:
+    except (InvalidOutcome, EvaluationError) as error:  # the latter is an engine's word about this one
         return Outcome.failed(str(error))
     except ExcursionError:
         raise
@@ -270,23 +269,36 @@ def _outcome(campaign: Campaign, trial: Trial, future: Future) -> Outcome | None
 
 
 class _Pool:
-    """The executor, made on first use and again when it has broken."""
+    """Where the evaluations go: an executor that was given, or one that is opened for the time of a run."""
 
-    def __init__(self, evaluator: Evaluator, given: Executor | None, workers: int) -> None:
-        self._evaluator, self._given, self._workers, self._own = evaluator, given, workers, None
-        self._inline = given is None and workers == 1
-        self._payload = b"" if self._inline else cloudpickle.dumps(evaluator)
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        given: Executor | Recipe | str | None,
+        workers: int | None,
+        batch: int,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        cores = os.cpu_count() or 1
+        made = given if isinstance(given, Executor) else recipe(given or "local")
+        if isinstance(made, Local) and workers is None:
+            workers = min(batch, cores)
+        self._evaluator, self._executor = evaluator, None
+        self._inline = made == Local() and workers == 1
+        if self._inline:
+            self.workers = 1
+            return
+        self._payload = cloudpickle.dumps(evaluator)
+        self._executor = made if isinstance(made, Executor) else stack.enter_context(made.open(workers))
+        known = workers or getattr(self._executor, "_max_workers", None)
+        self.workers = known if isinstance(known, int) else cores
 
     def submit(self, job: Job) -> Future:
         """Start one evaluation; with a single worker do it here and now."""
-        if not self._inline:
+        if self._executor is not None:
             try:
-                return self._executor().submit(evaluate_pickled, self._payload, job)
+                return self._executor.submit(evaluate_pickled, self._payload, job)
             except RuntimeError as error:  # BrokenExecutor is one
-                if self._given is None and isinstance(error, BrokenExecutor):
-                    # A worker died a moment ago and no future has told yet: a pool of ours is made again.
-                    self.renew()
-                    return self._executor().submit(evaluate_pickled, self._payload, job)
                 raise InvalidStrategy(
                     f"run: the executor must take work, got {type(error).__name__}: {error}. "
                     "Nothing is lost: run again with a new executor"
@@ -297,35 +309,6 @@ class _Pool:
         except ExcursionError as error:
             future.set_exception(error)
         return future
-
-    def _executor(self) -> Any:
-        if self._given is not None:
-            return self._given
-        if self._own is None:
-            import loky
-
-            # One thread each: the workers share the cores. Idle ones end after a minute (and are made again when
-            # needed), so that none outlives a run that was killed.
-            self._own = loky.ProcessPoolExecutor(self._workers, env={"OMP_NUM_THREADS": "1"}, timeout=60)
-        return self._own
-
-    def renew(self) -> None:
-        """Forget a broken pool of ours; a broken executor that was given cannot be mended."""
-        if self._own is not None and self._own._flags.broken is not None:
-            self._own.shutdown(wait=False, kill_workers=True)
-            self._own = None
-
-    def kill(self) -> None:
-        """End what is still running, if the pool is ours."""
-        if self._own is not None:
-            self._own.shutdown(wait=False, kill_workers=True)
-            self._own = None
-
-    def close(self) -> None:
-        """Let the workers go."""
-        if self._own is not None:
-            self._own.shutdown(wait=True)
-            self._own = None
 
 
 class _Display:

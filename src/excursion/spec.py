@@ -34,6 +34,10 @@ from .evaluators.adapters import Imported, Selected
 from .evaluators.command import Command
 from .evaluators.reader import Quantity, Reader
 from .evaluators.yadage import Containers, Entry, Yadage, entry
+from .executors import RECIPES as EXECUTORS
+from .executors import Parsl, Recipe, Workers
+from .executors import recipe as executor_of
+from .executors import settings as settings_of
 from .leases import LEASE
 from .problem import Fidelity, Goal, Problem, Task, TransformName
 from .proposal import Strategy
@@ -75,6 +79,7 @@ class Spec:
         strategy: how.
         evaluator: settings for `evaluator`, JSON-compatible; None if points are told by hand.
         run: budget, batch, workers, goal, approval as far as given.
+        executor: where it is evaluated, settings for `executors.recipe`, JSON-compatible; None is this machine.
     """
 
     file: str
@@ -84,6 +89,7 @@ class Spec:
     strategy: Strategy
     evaluator: Mapping[str, Any] | None
     run: Mapping[str, Any]
+    executor: Mapping[str, Any] | None = None
 
 
 # ------------------------------------------------------------------------------------------------ the text
@@ -242,6 +248,7 @@ class _Top(pydantic.BaseModel):
     evaluator: dict[str, Any] | None = None
     strategy: dict[str, Any] = {}
     run: dict[str, Any] = {}
+    executor: str | dict[str, Any] | None = None
 
 
 class _Task(pydantic.BaseModel):
@@ -508,6 +515,7 @@ def parse(text: str, file: str | os.PathLike[str] = "campaign.yaml") -> Spec:
         strategy=_strategy(document, top.get("strategy", {}), problem),
         evaluator=settings,
         run={key: value for key, value in running.items() if value is not None},
+        executor=None if top.get("executor") is None else _executor(document, top["executor"], path.parent),
     )
 
 
@@ -633,6 +641,18 @@ def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, f
     with document.at((*path, kinds[0])):
         evaluator(settings, problem)
     return settings
+
+
+def _executor(document: _Document, data: Any, folder: Path) -> dict[str, Any]:
+    path = ("executor",)
+    made = _recipe(document, data, EXECUTORS, "executor", None, path)
+    if isinstance(made, Parsl) and made.config.partition(":")[0].endswith(".py"):
+        file = os.path.join(folder, os.path.expanduser(made.config))
+        made = dataclasses.replace(made, config=file)
+    try:
+        return json.loads(json.dumps(settings_of(made), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise document.invalid(path, f"settings must be text, finite numbers and lists ({error})", data, "Correct it") from None
 
 
 def evaluator(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
@@ -801,7 +821,9 @@ def begin(spec: Spec, store: Store | None = None) -> Campaign:
         InvalidSpec: the store has another campaign of this name; it is left as it is.
     """
     opened = store or open_store(spec.store)
-    extra = {"evaluator": spec.evaluator, "run": dict(spec.run), "file": spec.file}
+    extra: dict[str, Any] = {"evaluator": spec.evaluator, "run": dict(spec.run), "file": spec.file}
+    if spec.executor is not None:
+        extra["executor"] = dict(spec.executor)
     if spec.name not in opened.names():
         try:
             return Campaign.create(opened, spec.name, spec.problem, spec.strategy, extra)
@@ -839,6 +861,7 @@ def go_on(
     budget: int | None = None,
     workers: int | None = None,
     goal: Any = None,
+    executor: Recipe | str | Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Report:
     """Run a campaign with the settings of its spec.
@@ -848,6 +871,8 @@ def go_on(
         settings: of the evaluator; those kept in the store by default.
         running: budget, batch, workers, goal, approval; those kept in the store by default.
         budget, workers, goal: replace those of `running`.
+        executor: where to evaluate, see `executors.recipe`; by default what is kept in the store, or this machine.
+            A name alone keeps the settings of the engine of this name.
         progress: see `run`.
 
     Raises:
@@ -872,7 +897,13 @@ def go_on(
     if isinstance(recipe, Imported):
         # Better now than at the first point: a function that is not there would fail at every one of them.
         recipe.load()
-    return run(campaign, recipe, **running, progress=progress)
+    kept = extra.get("executor")
+    if executor is None or (isinstance(kept, Mapping) and executor == kept.get("type")):
+        executor = kept
+    place = executor_of(executor) if executor is not None else None
+    if isinstance(place, Workers):
+        raise InvalidSpec(f"{where}: executor workers")
+    return run(campaign, recipe, **running, executor=place, progress=progress)
 
 
 def resume(store: str, name: str | None = None, **options: Any) -> Report:

@@ -23,6 +23,7 @@ from excursion.evaluators.command import Command
 from excursion.evaluators.pyhf import TASKS
 from excursion.evaluators.yadage import Yadage
 from excursion.examples.sleptons import Reinterpretation, Simulation
+from excursion.executors import RECIPES as EXECUTORS
 from excursion.problem import Fidelity, Problem, Task
 from excursion.proposal import Strategy
 from excursion.space import Parameter, ParameterSpace
@@ -338,12 +339,21 @@ def test_every_key_is_documented() -> None:
         "result workdir timeout impossible_exit_codes environment events fidelity level-set minimum maximum"
     )
     keys = set(listed.split())
-    for recipe in (*CRITERIA.values(), *RECIPES.values(), Search, Strategy, Parameter, Task, Fidelity):
+    for recipe in (
+        *CRITERIA.values(),
+        *RECIPES.values(),
+        *EXECUTORS.values(),
+        Search,
+        Strategy,
+        Parameter,
+        Task,
+        Fidelity,
+    ):
         hints = typing.get_type_hints(recipe)
         for field in dataclasses.fields(recipe):
             literals = re.findall(r"'([\w-]+)'", str(hints[field.name])) if "Literal" in str(hints[field.name]) else []
             keys |= {field.name, *literals}
-    keys |= {*CRITERIA, *RECIPES}
+    keys |= {*CRITERIA, *RECIPES, *EXECUTORS}
     keys -= {"thresholds"}  # called threshold
     assert sorted(key for key in keys if not re.search(rf"(?<![\w-]){key}(?![\w-])", text)) == []
 

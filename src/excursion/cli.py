@@ -49,6 +49,13 @@ Goal = Annotated[
         help="When it is known well enough: 0.01, '1 % ambiguous', 'observed within 10 GeV of m_chi'; may be repeated.",
     ),
 ]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to evaluate: local, dask, parsl, globus-compute, mpi, workers; see docs/executors.md.",
+        metavar="NAME",
+    ),
+]
 Progress = Annotated[bool, typer.Option(help="Show live figures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -110,7 +117,12 @@ def _main(
 
 @app.command("run")
 def run_spec(
-    spec: SpecArgument, budget: Budget = None, workers: Workers = None, goal: Goal = None, progress: Progress = True
+    spec: SpecArgument,
+    budget: Budget = None,
+    workers: Workers = None,
+    goal: Goal = None,
+    executor: Executor = None,
+    progress: Progress = True,
 ) -> None:
     """Run the campaign that a YAML file describes, or go on with it.
 
@@ -119,11 +131,12 @@ def run_spec(
     """
     with _interruptible(f"run {shlex.quote(str(spec))}"):
         from .report.tables import ended
-        from .spec import begin, go_on, load
+        from .spec import begin, chosen, go_on, load
 
         found = load(spec)
         campaign = begin(found)
         options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
+        options["executor"] = chosen(executor, found.executor)
         report = go_on(campaign, found.evaluator, found.run, **options, progress=progress)
         _say(_line(ended(report, without_password(found.store))))
 
@@ -145,6 +158,7 @@ def resume(
     budget: Budget = None,
     workers: Workers = None,
     goal: Goal = None,
+    executor: Executor = None,
     progress: Progress = True,
 ) -> None:
     """Go on with a campaign from its store alone; the YAML file is not needed.
@@ -155,7 +169,7 @@ def resume(
         from .report.tables import ended
         from .spec import resume as go_on
 
-        options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None}
+        options: dict[str, Any] = {"budget": budget, "workers": workers, "goal": goal or None, "executor": executor}
         _say(_line(ended(go_on(store, name, **options, progress=progress), without_password(store))))
 
 

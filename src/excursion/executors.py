@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from .errors import EngineError, EvaluationError, InvalidSpec, MissingExtra
@@ -159,7 +159,9 @@ class Dask(Recipe):
         elif self.address.endswith(".json"):
             where = {"scheduler_file": os.path.expanduser(self.address)}
             if not os.path.exists(where["scheduler_file"]):
-                raise InvalidSpec(f"executor dask: the scheduler file must exist, got {self.address!r}. Start dask first")
+                raise InvalidSpec(
+                    f"executor dask: the scheduler file must exist, got {self.address!r}. Start dask first"
+                )
         else:
             where = {"address": self.address}
         client = distributed.Client(**where, set_as_default=False, timeout=30)
@@ -176,7 +178,10 @@ class Dask(Recipe):
             "silence_logs": 50,
             **self.options,
         }
-        with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        with (
+            distributed.LocalCluster(**options) as cluster,
+            distributed.Client(cluster, set_as_default=False) as client,
+        ):
             yield client
 
     @contextmanager
@@ -263,7 +268,7 @@ class Parsl(Recipe):
                 kernel = kernel_type(config)
             stack.callback(_end_parsl, kernel)
             pool = pool_type(dfk=kernel)
-            yield _Engine(lambda function, *given: pool.submit(function, *given), _from_parsl, self._slots(config, workers))
+            yield _Engine(pool.submit, _from_parsl, self._slots(config, workers), takes_back=False)
 
     def _slots(self, config: Any, workers: int | None) -> int:
         if workers:
@@ -307,6 +312,8 @@ class Parsl(Recipe):
             f'export PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"',
             *(f"export {name}={value}" for name, value in _THREADS.items()),
         ]
+        if local:  # what can be imported here can be imported there
+            setup.append(f"export PYTHONPATH={shlex.quote(os.pathsep.join(filter(None, sys.path)))}")
         options = dict(self.options)
         options["worker_init"] = "\n".join([*setup, *filter(None, [options.get("worker_init")])])
         if local:
@@ -392,7 +399,9 @@ class GlobusCompute(Recipe):
         with _starting("globus-compute"):
             executor = sdk.Executor(endpoint_id=self.endpoint, client=client, **self.options)
         try:
-            yield _Engine(lambda function, *given: executor.submit(_by_name, _name(function), *given), _from_globus, workers or 1)
+            yield _Engine(
+                lambda function, *given: executor.submit(_by_name, _name(function), *given), _from_globus, workers or 1
+            )
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -472,8 +481,12 @@ def settings(given: Recipe) -> dict[str, Any]:
         {'type': 'dask', 'cluster': 'slurm', 'jobs': 4}
     """
     name = next(name for name, kind in RECIPES.items() if type(given) is kind)
-    usual = {} if isinstance(given, GlobusCompute) else asdict(type(given)())  # type: ignore[call-overload]
-    return {"type": name, **{k: v for k, v in asdict(given).items() if k not in usual or usual[k] != v}}  # type: ignore[call-overload]
+    found: dict[str, Any] = {"type": name}
+    for f in fields(given):  # type: ignore[arg-type]
+        value, usual = getattr(given, f.name), f.default_factory() if callable(f.default_factory) else f.default
+        if value != usual:
+            found[f.name] = dict(value) if isinstance(value, Mapping) else value
+    return found
 
 
 def _check_options(given: Any, name: str) -> None:
@@ -508,7 +521,9 @@ def _starting(name: str) -> Iterator[None]:
     except (InvalidSpec, EngineError, MissingExtra):
         raise
     except TypeError as error:
-        raise InvalidSpec(f"executor {name}: options must be those of the engine, got {error}. See docs/executors.md") from error
+        raise InvalidSpec(
+            f"executor {name}: options must be those of the engine, got {error}. See docs/executors.md"
+        ) from error
     except Exception as error:
         raise EngineError(
             f"executor {name}: the engine must start, got {type(error).__name__}: {error}. "
@@ -585,12 +600,19 @@ class _Processes(Executor):
 
 
 class _Engine(Executor):
-    """An engine whose futures are plain ones; what it raises is translated."""
+    """An engine whose futures are plain ones; what it raises is translated.
+
+    `takes_back` says that it can cancel what has not begun yet; nothing depends on it.
+    """
 
     def __init__(
-        self, submit: Callable[..., Future], translate: Callable[[BaseException], BaseException], workers: int
+        self,
+        submit: Callable[..., Future],
+        translate: Callable[[BaseException], BaseException],
+        workers: int,
+        takes_back: bool = True,
     ) -> None:
-        self._submit, self._translate, self._max_workers = submit, translate, workers
+        self._submit, self._translate, self._max_workers, self._takes_back = submit, translate, workers, takes_back
 
     def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future:
         """As any executor.
@@ -604,8 +626,8 @@ class _Engine(Executor):
             raise _stopped(error) from error
         outer: Future = Future()
         inner.add_done_callback(lambda done: self._pass_on(done, outer))
-        # Engines that can take back what has not begun yet do so; nothing depends on it.
-        outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() and not inner.done() else None)
+        if self._takes_back:
+            outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
         return outer
 
     def _pass_on(self, inner: Future, outer: Future) -> None:

@@ -48,7 +48,7 @@ from .space import Parameter, ParameterSpace
 from .store import Store, open_store
 from .surrogate import RECIPES
 from .untrusted import json_value, read_text, require_small_yaml
-from .work import Shift, work
+from .work import Shift, coordinate, work
 
 if TYPE_CHECKING:
     from .evaluators.fitting import LocalFit
@@ -405,7 +405,8 @@ def _model(settings: type, without: tuple[str, ...] = ()) -> type[pydantic.BaseM
             hint: Any = hints[f.name]
             if typing.get_origin(hint) is tuple:
                 hint = Annotated[hint, pydantic.Field(strict=False)]  # YAML knows lists only
-            fields[f.name] = (hint, ... if f.default is dataclasses.MISSING else f.default)
+            needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            fields[f.name] = (hint, ... if needed else None)  # only what is given is used
     return pydantic.create_model(settings.__name__, __config__=_CONFIG, **fields)
 
 
@@ -645,14 +646,16 @@ def _evaluator(document: _Document, data: Mapping[str, Any], problem: Problem, f
 
 def _executor(document: _Document, data: Any, folder: Path) -> dict[str, Any]:
     path = ("executor",)
-    made = _recipe(document, data, EXECUTORS, "executor", None, path)
+    made = _recipe(document, data, EXECUTORS, "kind of executor", None, path)
     if isinstance(made, Parsl) and made.config.partition(":")[0].endswith(".py"):
         file = os.path.join(folder, os.path.expanduser(made.config))
         made = dataclasses.replace(made, config=file)
     try:
         return json.loads(json.dumps(settings_of(made), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise document.invalid(path, f"settings must be text, finite numbers and lists ({error})", data, "Correct it") from None
+        raise document.invalid(
+            path, f"settings must be text, finite numbers and lists ({error})", data, "Correct it"
+        ) from None
 
 
 def evaluator(settings: Mapping[str, Any], problem: Problem) -> Evaluator:
@@ -891,19 +894,25 @@ def go_on(
     if "budget" not in running:
         raise InvalidSpec(f"{where}: to run it needs a budget, got none. Add 'run: {{budget: 60}}' or --budget 60")
     running.pop("lease", None)  # for workers
+    place = executor_of(chosen(executor, extra.get("executor")))
+    if isinstance(place, Workers):
+        return coordinate(campaign, **running, progress=progress)
     recipe = evaluator(settings, campaign.problem)
     if isinstance(recipe, Selected) and isinstance(source := getattr(recipe.evaluator, "source", None), Imported):
         source.load()
     if isinstance(recipe, Imported):
         # Better now than at the first point: a function that is not there would fail at every one of them.
         recipe.load()
-    kept = extra.get("executor")
-    if executor is None or (isinstance(kept, Mapping) and executor == kept.get("type")):
-        executor = kept
-    place = executor_of(executor) if executor is not None else None
-    if isinstance(place, Workers):
-        raise InvalidSpec(f"{where}: executor workers")
     return run(campaign, recipe, **running, executor=place, progress=progress)
+
+
+def chosen(
+    wanted: Recipe | str | Mapping[str, Any] | None, kept: Mapping[str, Any] | None
+) -> Recipe | str | Mapping[str, Any]:
+    """The executor that is wanted, or the one described before; its name alone means it with its settings."""
+    if kept is not None and (wanted is None or wanted == kept["type"]):
+        return kept
+    return "local" if wanted is None else wanted
 
 
 def resume(store: str, name: str | None = None, **options: Any) -> Report:

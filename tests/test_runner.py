@@ -421,7 +421,7 @@ def test_the_progress_line_counts_cost_and_no_tables(capsys):
     for i in range(3):
         (trial,) = c.add([{"x": 0.2 * i, "y": 0.1}], fidelity="fast")
         c.tell(trial.number, 0.2 * i)
-    display = runner._Display(c, 4, runner._Watch(c, ()), None)
+    display = runner._Display(c, 4, runner.Watch(c, ()), None)
     (trial,) = c.add([{"x": 0.5, "y": 0.1}])
     c.tell(trial.number, 0.5)
     c.add([{"x": 0.6, "y": 0.1}])  # not finished

@@ -66,7 +66,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "yadage": ("evaluators/yadage_driver.py",),
     "yadageschemas": ("evaluators/yadage_driver.py",),
     "packtivity": ("evaluators/yadage_driver.py", "evaluators/packtivity_local.py"),
-    "loky": ("executors.py",),
+    "loky": ("executors.py", "evaluators/"),
     "dask": ("executors.py",),
     "distributed": ("executors.py",),
     "dask_jobqueue": ("executors.py",),

@@ -21,7 +21,7 @@ from excursion.campaign import Campaign
 from excursion.errors import EngineError, ImpossiblePoint, InvalidSpec, MissingExtra
 from excursion.evaluators.command import Command
 from excursion.evaluators.python import Function
-from excursion.executors import MPI, Dask, GlobusCompute, Local, Parsl, Workers, recipe, settings
+from excursion.executors import MPI, RECIPES, Dask, GlobusCompute, Local, Parsl, Workers, recipe, settings
 from excursion.problem import Problem, Task
 from excursion.proposal import Strategy
 from excursion.runner import run

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 from excursion import Campaign, Parameter, Problem, Sobol, Strategy, Task
 from excursion.cli import app
 from excursion.data import Outcome, Trial
+from excursion.doctor import diagnose
 from excursion.errors import ExcursionError, InvalidPoint, InvalidTable, StoreError, TrialFinished
 from excursion.evaluators.python import Function
 from excursion.handover import (
@@ -812,6 +814,18 @@ def test_requests_can_be_taken_back(tmp_path):
         withdraw(c, [0, 2])
     assert [t.number for t in withdraw(c, [1])] == [1]
     assert c.store.claim(c.name, "worker").number == 1
+
+
+def test_people_are_not_taken_for_workers_that_hang(tmp_path):
+    c = campaign(9)
+    approve(c, [0, 1, 2, 3, 4, 5])
+    for n in range(6):
+        c.store.claim(c.name, "worker", n)
+        if n < 5:
+            c.tell(n, {"observed": n, "expected": 1})
+    export_requests(c, "csv", tmp_path / "a.csv", wanted="proposed", submit=True, who="team")
+    slow = [f for f in diagnose(c.problem, c.trials, time.time() + 864_000) if f.kind == "slow"]
+    assert [f.trials for f in slow] == [(5,)]
 
 
 def test_what_a_worker_takes_meanwhile_is_not_submitted(tmp_path):

@@ -98,7 +98,8 @@ def diagnose(problem: Problem, trials: Sequence[Trial], now: float | None = None
         *_clusters(problem, trials),
         *_chance(trials),
         *_errors(trials),
-        *(_slow(trials, now) if now is not None else []),
+        *(_slow([t for t in trials if t.approval != "submitted"], now) if now is not None else []),
+        *(_slow([t for t in trials if t.approval == "submitted"], now) if now is not None else []),  # people take days
         *_one_sided(problem, trials),
         *_values(problem, trials),
         *_overconfident(problem, trials),

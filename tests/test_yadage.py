@@ -347,6 +347,22 @@ def test_the_workflow_may_be_named_with_its_folder(tmp_path: Path) -> None:
     assert (recipe.toplevel, recipe.workflow) == (str(folder), "workflow.yml")
 
 
+def test_what_lies_beside_a_workflow_does_no_harm(tmp_path: Path) -> None:
+    folder = workflow(tmp_path / "analysis")
+    (folder / "archive.yml").mkdir()
+    (folder / "gone.json").symlink_to(folder / "nothing.json")
+    os.mkfifo(folder / "pipe.yaml")
+    with pytest.raises(InvalidSpec, match="no mention of c in"):
+        evaluator(tmp_path, inputs={**INPUTS, "c": "x"})
+
+
+@needs_yadage
+def test_a_step_that_removes_the_log(tmp_path: Path) -> None:
+    workflow(tmp_path / "analysis", fit="rm ../../log.txt; cp {sum} {limit}; exit 3")
+    with pytest.raises(EvaluationError, match=r"in step 'fit'\. There is no log: the program made of"):
+        evaluator(tmp_path).evaluate(JOB)
+
+
 def test_a_campaign_without_fidelities_has_none_to_give(tmp_path: Path) -> None:
     workflow(tmp_path / "analysis")
     recipe = evaluator(tmp_path, inputs={**INPUTS, "rest": "events"})

@@ -296,7 +296,7 @@ class Yadage(Evaluator):
         return [sys.executable, "-P", str(driver), str(directory / "request.json")], environment
 
     def _failure(self, where: str, directory: Path, code: int, seconds: float) -> Exception:
-        said = read_end(directory / "log.txt", directory)
+        said = log_advice(directory)
         if f"No such file or directory: '{self.containers}'" in said and not shutil.which(self.containers):
             return InvalidSpec(  # at every point: the run stops before the budget is spent on it
                 f"{where}: steps that name an image need {self.containers} on this machine, got no such program. "
@@ -306,7 +306,7 @@ class Yadage(Evaluator):
         parts = [
             f"{where}: the workflow must end well, got {exit_text(code)} after {seconds:.1f} s"
             + (f" in step {step!r}" if step else ""),
-            log_advice(directory),
+            said,
         ]
         if log is not None:
             parts.append(log_advice(log.parent, log.name))
@@ -319,8 +319,11 @@ def _not_mentioned(names: Iterable[str], toplevel: Path) -> list[str]:
     for visited, path in enumerate(toplevel.rglob("*")):
         if visited >= _MANY or not rest:
             return []
-        if path.suffix in (".yml", ".yaml", ".json") and path.is_file():
-            text = read_end(path, Path("/"), largest=_LARGEST)
+        if path.suffix in (".yml", ".yaml", ".json"):
+            try:
+                text = read_end(path, Path("/"), largest=_LARGEST)
+            except ValueError:  # a folder of that name, or not ours to read: yadage will tell if it needs it
+                continue
             rest = [name for name in rest if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
     return rest
 

@@ -15,19 +15,19 @@ from excursion import Campaign, Command, Function, Parameter, ParameterSpace, Pr
 from excursion import work as front
 from excursion.artifacts import Artifacts, folder_name
 from excursion.cli import app
-from excursion.data import Outcome
-from excursion.errors import InvalidSpec, InvalidStrategy, MissingExtra, StoreError, TrialFinished
+from excursion.data import Censored, Outcome
+from excursion.errors import InvalidOutcome, InvalidSpec, InvalidStrategy, MissingExtra, StoreError, TrialFinished
 from excursion.isolation import bytes_of
 from excursion.leases import DEATHS, Heartbeat, give_up, release_dead
 from excursion.owners import new_owner
-from excursion.store import SqlStore
+from excursion.store import MemoryStore, SqlStore, Store
 from excursion.work import coordinate, supervise, work
 
 
 def campaign(store, name="scan", budget=12, seed=0, **more):
     problem = Problem(ParameterSpace((Parameter("x", 0, 1), Parameter("y", 0, 1))), (Task("f", (0.5,)),))
     extra = {"run": {"budget": budget, **more}} if budget else {}
-    return Campaign.create(str(store), name, problem, Strategy(seed=seed), extra)
+    return Campaign.create(store if isinstance(store, Store) else str(store), name, problem, Strategy(seed=seed), extra)
 
 
 def smooth(p):
@@ -179,6 +179,28 @@ def test_sizes_are_read(text, number):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InvalidStrategy, match="memory limit"):
         bytes_of(text)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
+def test_finished_trials_can_be_read_alone(kind, tmp_path, request):
+    url = request.getfixturevalue("postgres") if kind == "postgres" else str(tmp_path / "a.db")
+    c = campaign(MemoryStore() if kind == "memory" else url, budget=None)
+    with c.store.in_use():
+        c.add([{"x": x, "y": 0.5} for x in (0.1, 0.2, 0.3, 0.4)])
+        assert c.store.trials("scan", finished=True) == []
+        c.tell(2, 1.0)
+        assert [t.number for t in c.store.trials("scan", finished=True)] == [2]
+        c.store.claim("scan", "me")
+        c.tell(0, Outcome.failed("so"))
+        for since, numbers in ((0, [0, 2]), (1, [2]), (3, [])):
+            assert [t.number for t in c.store.trials("scan", since, finished=True)] == numbers
+        assert [t.number for t in c.trials] == [0, 1, 2, 3]
+        # What contradicts another value of the same point is seen all the same.
+        (again,) = c.add([{"x": 0.3, "y": 0.5}])
+        with pytest.raises(InvalidOutcome, match="a bound must agree"):
+            c.checked(again.number, Outcome.of({}, Censored("f", above=5.0)), again)
+        with pytest.raises(InvalidOutcome, match="a bound must agree"):
+            c.checked(again.number, Outcome.of({}, Censored("f", above=5.0)))
 
 
 # --- leases

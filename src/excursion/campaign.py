@@ -484,13 +484,21 @@ class Campaign:
                     )
         return [self.store.finish(self.name, number, outcome) for number, outcome, _ in rows]
 
-    def checked(self, number: int, outcome: Outcome) -> Outcome:
-        """The outcome, if it fits the problem and does not contradict what is known; raises what `tell` does."""
+    def checked(self, number: int, outcome: Outcome, trial: Trial | None = None) -> Outcome:
+        """The outcome, if it fits the problem and does not contradict what is known; raises what `tell` does.
+
+        Args:
+            number: of the trial.
+            outcome: what came back.
+            trial: the trial, where it is at hand: the others that are pending need not be read then.
+        """
         self.problem.check(outcome)
         if outcome.error is None:
-            trials = self.trials
-            if 0 <= number < len(trials):
-                check_bounds(self.problem, trials, trials[number], outcome)
+            trials = self.trials if trial is None else self.store.trials(self.name, finished=True)
+            if trial is None and 0 <= number < len(trials):
+                trial = trials[number]
+            if trial is not None:
+                check_bounds(self.problem, trials, trial, outcome)
         return outcome
 
     def outcome(self, value: Outcome | float | Mapping[str, float]) -> Outcome:

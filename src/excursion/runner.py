@@ -246,7 +246,7 @@ def accepted(campaign: Campaign, trial: Trial, found: Outcome) -> Outcome:
     What cannot be told is a failure that keeps what came back in its `info`.
     """
     try:
-        return campaign.checked(trial.number, found)
+        return campaign.checked(trial.number, found, trial)
     except InvalidOutcome as error:
         refused = {"values": found.values, "variances": found.variances, "bounds": found.bounds}
         info = {**found.info, "refused": {k: v for k, v in refused.items() if v}}

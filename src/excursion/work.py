@@ -161,6 +161,7 @@ def work(
     reason, last_error, pause = "", "", _SOON
     with _Stop(grace) as stop, contextlib.ExitStack() as stack:
         isolated = stack.enter_context(Isolated(evaluator, memory=memory))
+        stack.enter_context(store.in_use())
         beat = stack.enter_context(Heartbeat(campaign, owner, lease))
         # Whatever ends this, its trial is queued again; first of all, when the evaluation has not ended yet.
         stack.callback(_release, campaign, owner, say)

@@ -10,7 +10,7 @@ import socket
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError
@@ -117,10 +117,15 @@ class Store(AbstractContextManager["Store"]):
         """The specification given to `create`."""
 
     @abstractmethod
-    def trials(self, name: str, since: int = 0) -> list[Trial]:
+    def trials(self, name: str, since: int = 0, *, finished: bool = False) -> list[Trial]:
         """The trials numbered `since` and above, ordered by number, as they are at one moment.
 
         A trial may be shared with later calls: never change what is in it.
+
+        Args:
+            name: the campaign.
+            since: the lowest number.
+            finished: leave out those that are pending, which is quicker where many are.
         """
 
     @abstractmethod
@@ -304,6 +309,10 @@ class Store(AbstractContextManager["Store"]):
         Returns:
             What was found; nothing in a healthy campaign.
         """
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """For the time of the block many transactions follow each other: what makes them quicker is held open."""
+        return nullcontext()
 
     @abstractmethod
     def close(self) -> None:

@@ -84,10 +84,11 @@ class MemoryStore(Store):
             self._check(name)
             return json.loads(self._specs[name])
 
-    def trials(self, name: str, since: int = 0) -> list[Trial]:
+    def trials(self, name: str, since: int = 0, *, finished: bool = False) -> list[Trial]:
         """See `Store.trials`."""
         with self._lock:
-            return [_copy(trial) for trial in self._check(name)[max(since, 0) :]]
+            found = self._check(name)[max(since, 0) :]
+            return [_copy(trial) for trial in found if not (finished and trial.pending)]
 
     def events(self, name: str, number: int | None = None) -> list[Event]:
         """See `Store.events`."""

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -199,6 +200,19 @@ class SqlStore(Store):
                 raise duplicate(f"store {self.url}", name) from error
             raise
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """See `Store.in_use`: closing the last connection to an SQLite file empties its log, which takes time."""
+        if not is_sqlite(self._url):
+            yield
+            return
+        connection = self._engine.raw_connection()
+        try:
+            connection.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
+            yield
+        finally:
+            connection.close()
+
     def names(self) -> list[str]:
         """See `Store.names`."""
         return self._do("read", lambda c, _: sorted(c.scalars(sa.select(CAMPAIGN.c.name))))
@@ -207,7 +221,7 @@ class SqlStore(Store):
         """See `Store.spec`."""
         return json.loads(self._do("read", lambda c, _: self._campaign(c, name, spec=True).spec))
 
-    def trials(self, name: str, since: int = 0) -> list[Trial]:
+    def trials(self, name: str, since: int = 0, *, finished: bool = False) -> list[Trial]:
         """See `Store.trials`."""
         t = TRIAL.c
 
@@ -216,7 +230,7 @@ class SqlStore(Store):
             with self._lock:
                 told, known = self._finished.get(key, (0, {}))
             # Places are given one after the other, each after the one before is committed: none can turn up later.
-            new = sa.or_(t.told.is_(None), t.told >= told)
+            new = t.told >= told if finished else sa.or_(t.told.is_(None), t.told >= told)
             return key, known, list(c.execute(sa.select(TRIAL).where(t.campaign == name, new)).all())
 
         key, known, rows = self._do("read", work)

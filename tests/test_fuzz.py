@@ -6,6 +6,7 @@ hour.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import json
@@ -23,6 +24,7 @@ from typing import Any
 import hypothesis.strategies as st
 import psutil
 import pytest
+import sqlalchemy as sa
 import yaml
 from hypothesis import HealthCheck, given, settings
 from typer.testing import CliRunner
@@ -30,7 +32,7 @@ from typer.testing import CliRunner
 from excursion.acquisition import Search
 from excursion.campaign import Campaign
 from excursion.cli import app
-from excursion.data import Job, Trial
+from excursion.data import Job, Outcome, Trial
 from excursion.errors import EvaluationError, ExcursionError, InvalidOutcome, InvalidSpec
 from excursion.evaluators.command import Command
 from excursion.problem import Problem, Task
@@ -330,6 +332,67 @@ def test_campaigns(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     text = spec_text(pick)
     with soon():
         lawful(text, Path("fuzz.yaml"), ask=pick.random() < 0.2)
+
+
+def described(tree: Any) -> dict[str, Any] | None:
+    """What a store holds of a campaign."""
+    try:
+        spec = parse(yaml.safe_dump(tree))
+    except InvalidSpec:  # a file that it names is not here
+        return None
+    store = MemoryStore()
+    return store.spec(begin(spec, store).name)
+
+
+DESCRIPTIONS = [found for tree in SPECS if (found := described(tree)) is not None]
+
+
+@fuzz(250)
+@given(SEEDS)
+def test_descriptions_in_a_store(seed: int) -> None:
+    """Somebody has tampered with what the store says."""
+    pick = random.Random(seed)
+    store = MemoryStore()
+    with soon():
+        try:
+            store.create("fuzz", {"version": 1} | dict(mutated(pick.choice(DESCRIPTIONS), pick)))
+            campaign = Campaign.open(store)
+            campaign.status()
+            campaign.tell(campaign.ask(1)[0].number, Outcome.failed("no"))
+            assert campaign.status().finished == 1
+        except (ExcursionError, ValueError, TypeError) as error:
+            # What is no object cannot be given to a store at all.
+            assert isinstance(error, ExcursionError) or store.names() == []
+
+
+@fuzz(100)
+@given(SEEDS)
+def test_rows_in_a_store(folder: Path, seed: int) -> None:
+    """Somebody has tampered with a row: it is read or refused, the doctor looks at it, and repair keeps the others."""
+    pick = random.Random(seed)
+    path = folder / "rows.db"
+    path.unlink(missing_ok=True)
+    campaign_of(path, 4).store.close()
+    before = {t.number: t for t in Campaign.open(path).trials}
+    engine = sa.create_engine(f"sqlite:///{path}")
+    columns = ["x", "predicted", "belief", "outcome", "criterion", "owner", "fidelity", "score", "asked", "basis"]
+    with engine.begin() as c:
+        number, column = pick.randrange(4), pick.choice(columns)
+        old = c.scalar(sa.text(f"SELECT {column} FROM trial WHERE number = {number}"))
+        value: Any = pick.choice([garbled(str(old), pick), json.dumps(mutated({"f": 1, "x": [1]}, pick), default=str)])
+        with contextlib.suppress(sa.exc.DBAPIError, UnicodeError, OverflowError):
+            c.execute(sa.text(f"UPDATE trial SET {column} = :value WHERE number = {number}"), {"value": value})
+    engine.dispose()
+    with soon(4 * SECONDS):
+        for line in ("list", "log", "doctor", "doctor --repair"):
+            done = CliRunner().invoke(app, [*line.split(), str(path)])
+            if done.exception is not None and not isinstance(done.exception, SystemExit):
+                raise AssertionError(f"{line} with {column} = {value!r}") from done.exception
+        try:
+            after = {t.number: t for t in Campaign.open(path).trials}
+        except ExcursionError:
+            return
+        assert all(after[n] == before[n] for n in before if n != number and not before[n].pending)
 
 
 # ------------------------------------------------------------------------------------------- (2) results and tables

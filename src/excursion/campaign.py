@@ -18,12 +18,14 @@ from .acquisition import EI, Prospect
 from .belief import Belief, believe, observations
 from .data import FINISHED, INFORMATIVE, TABLE, Approval, Outcome, Proposal, Trial
 from .errors import (
+    ExcursionError,
     InvalidOutcome,
     InvalidPoint,
     InvalidProblem,
     InvalidTable,
     SchemaMismatch,
     StaleHistory,
+    StoreError,
     TrialFinished,
     UnknownCampaign,
     UnknownTrial,
@@ -251,6 +253,7 @@ class Campaign:
             UnknownCampaign: no such campaign; the known ones are listed.
             InvalidProblem: the problem must be given.
             SchemaMismatch: it was written by another version of this package.
+            StoreError: its description is damaged.
         """
         store = url if isinstance(url, Store) else open_store(url, create=False)
         names = store.names()
@@ -264,7 +267,7 @@ class Campaign:
                 f"campaign {name!r}: its description must be of version {SPEC_VERSION}, got {spec.get('version')!r}. "
                 "Open it with the excursion that wrote it; the store has not been changed"
             )
-        stored = Problem.from_json(spec["problem"])
+        stored, strategy = _described(name, spec)
         if problem is None:
             if spec.get("callables"):
                 raise InvalidProblem(
@@ -277,7 +280,7 @@ class Campaign:
                 f"campaign {name!r}: is in the store with another problem, got {problem}, there {stored}. "
                 "Give another name or the same problem"
             )
-        return cls(store, name, problem, Strategy.from_json(spec["strategy"]))
+        return cls(store, name, problem, strategy)
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -696,6 +699,22 @@ def _contradiction(outcome: Outcome, known: Iterable[tuple[str, Outcome]]) -> st
                     f"got {texts[0]} at the point of {name}, where it is {texts[1]}"
                 )
     return ""
+
+
+def _described(name: str, spec: Mapping[str, Any]) -> tuple[Problem, Strategy]:
+    """Problem and strategy of a description."""
+    try:
+        extra = spec.get("extra", {})
+        if not isinstance(extra, dict) or not isinstance(extra.get("run") or {}, dict):
+            raise TypeError("settings that are no object")
+        return Problem.from_json(spec["problem"]), Strategy.from_json(spec["strategy"])
+    except ExcursionError:
+        raise  # says what is wrong itself
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise StoreError(
+            f"campaign {name!r}: its description must be as excursion writes it, got {type(error).__name__}: {error}. "
+            "The store is damaged: restore it from a backup"
+        ) from error
 
 
 def _storable(problem: Problem) -> Problem:

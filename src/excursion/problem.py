@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -159,8 +160,10 @@ class Task:
                 f"task {self.name!r}: thresholds must be smaller than 1e60, got {thresholds}. Use another unit"
             )
         object.__setattr__(self, "thresholds", thresholds)
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise InvalidProblem(f"task {self.name!r}: the weight must be positive and finite, got {self.weight!r}")
+        for key in ("weight", "scale"):
+            value = getattr(self, key)
+            if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+                raise InvalidProblem(f"task {self.name!r}: the {key} must be positive and finite, got {value!r}")
         if self.transform != "auto" and self.map.positive and min(thresholds, default=1.0) <= 0:
             raise InvalidProblem(
                 f"task {self.name!r}: transform {self.transform!r} needs positive thresholds, got {thresholds}. "

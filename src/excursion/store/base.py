@@ -29,6 +29,8 @@ from ..errors import (
 )
 from ..secrets import masked, masked_data
 
+#: What reading a row raises that somebody has damaged or tampered with.
+DAMAGE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 #: Characters of a campaign's name.
 NAME_LENGTH = 200
 Kind = Literal["ask", "retry", "claim", "release", "expire", "tell", "propose", "approve", "submit", "reject"]

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from ..data import PENDING, Outcome, Trial
 from ..errors import ExcursionError
-from .base import Event, Fault, Kind, ended_leases, events_of, listed, outcome_json, outcome_of, to_queue
-from .tables import CAMPAIGN, EVENT, TRIAL, from_row
+from .base import DAMAGE, Event, Fault, Kind, ended_leases, events_of, listed, outcome_json, outcome_of, to_queue
+from .tables import CAMPAIGN, EVENT, TRIAL, from_row, readable, require_types
 
 _NOTE = "written by a repair"
 
@@ -102,6 +102,12 @@ def _rows(c: sa.Connection, name: str, repair: bool) -> list[Fault]:
             if repair:
                 c.execute(TRIAL.update().where(t.campaign == name, t.number == row.number).values(**values))
             faults.append(Fault("row", what, (row.number,), done))
+        try:
+            require_types(row)
+        except TypeError as error:
+            faults.append(
+                Fault("row", f"trial {row.number}: cannot be read ({error}). Restore a backup", (row.number,))
+            )
     return faults
 
 
@@ -109,9 +115,9 @@ def _unreadable(column: str, text: str | None) -> str:
     try:
         if column == "outcome":
             outcome_of(text)
-        elif not isinstance(json.loads(text or ""), dict):
-            return "no object"
-    except (ValueError, TypeError, ExcursionError) as error:
+        else:
+            readable(column, text or "")
+    except (*DAMAGE, ExcursionError) as error:
         return str(error)[:200]
     return ""
 

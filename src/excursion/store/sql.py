@@ -26,6 +26,7 @@ from ..errors import SchemaMismatch, StoreError
 from ..secrets import without_password
 from .base import (
     CLAIMABLE,
+    DAMAGE,
     REVIEWS,
     Event,
     Fault,
@@ -219,7 +220,14 @@ class SqlStore(Store):
 
     def spec(self, name: str) -> dict[str, Any]:
         """See `Store.spec`."""
-        return json.loads(self._do("read", lambda c, _: self._campaign(c, name, spec=True).spec))
+        text = self._do("read", lambda c, _: self._campaign(c, name, spec=True).spec)
+        try:
+            return dict(json.loads(text))
+        except DAMAGE as error:
+            raise StoreError(
+                f"campaign {name!r}: its description must be a JSON object, got {error}. The store is damaged: "
+                "restore it from a backup"
+            ) from error
 
     def trials(self, name: str, since: int = 0, *, finished: bool = False) -> list[Trial]:
         """See `Store.trials`."""

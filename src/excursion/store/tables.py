@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from ..data import Trial
 from ..errors import StoreError
-from .base import NAME_LENGTH, outcome_of
+from .base import DAMAGE, NAME_LENGTH, outcome_of
 
 #: Version of the tables below. Stores of the versions in `NEW` are brought to it when they are opened.
 SCHEMA = 4
@@ -91,10 +91,11 @@ def from_row(row: Any) -> Trial:
         StoreError: the row is damaged.
     """
     try:
+        require_types(row)
         return _trial_of(row)
-    except ValueError as error:
+    except DAMAGE as error:
         raise StoreError(
-            f"trial {row.number}: its row must hold JSON, got {error}. "
+            f"trial {row.number}: its row must hold JSON as excursion writes it, got {error}. "
             "The store is damaged: see excursion doctor --repair"
         ) from error
 
@@ -102,13 +103,13 @@ def from_row(row: Any) -> Trial:
 def _trial_of(row: Any) -> Trial:
     return Trial(
         number=row.number,
-        x=json.loads(row.x),
+        x=readable("x", row.x),
         basis=row.basis,
         after=row.after,
         criterion=row.criterion,
         score=row.score,
-        predicted=json.loads(row.predicted),
-        belief=json.loads(row.belief),
+        predicted=readable("predicted", row.predicted),
+        belief=readable("belief", row.belief),
         state=row.state,
         told=row.told,
         outcome=outcome_of(row.outcome),
@@ -122,6 +123,32 @@ def _trial_of(row: Any) -> Trial:
         expires=row.expires,
         approval=row.approval,
     )
+
+
+def readable(column: str, text: str) -> dict[str, Any]:
+    """The object in a column: of numbers ("x", "predicted") or of objects ("belief").
+
+    Raises:
+        any of `DAMAGE`: it is none.
+    """
+    found = json.loads(text)
+    kinds: tuple[type, ...] = (dict,) if column == "belief" else (float, int)
+    if type(found) is not dict or any(type(value) not in kinds for value in found.values()):
+        raise TypeError(f"no object of {'objects' if column == 'belief' else 'numbers'}")
+    return found
+
+
+#: SQLite holds anything in any column.
+_TEXTS, _NUMBERS = ("state", "criterion", "fidelity", "approval"), ("score", "asked", "started", "finished", "expires")
+_COUNTS = ("basis", "after", "seed")
+
+
+def require_types(row: Any) -> None:
+    """Refuse (`TypeError`) a row in which a number is text, say."""
+    for names, kinds in ((_TEXTS, (str,)), (_NUMBERS, (float, int, type(None))), (_COUNTS, (int,))):
+        for name in names:
+            if type(value := getattr(row, name)) not in kinds:
+                raise TypeError(f"{name} = {value!r:.80}")
 
 
 def to_row(name: str, trial: Trial) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def lawful(text: str, file: Path, ask: bool) -> None:
         assert len(str(error)) < ROOM
 
 
-@fuzz(250)
+@fuzz(600)
 @given(SEEDS)
 def test_campaigns(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     pick = random.Random(seed)
@@ -365,7 +365,7 @@ def test_descriptions_in_a_store(seed: int) -> None:
             assert isinstance(error, ExcursionError) or store.names() == []
 
 
-@fuzz(100)
+@fuzz(25)
 @given(SEEDS)
 def test_rows_in_a_store(folder: Path, seed: int) -> None:
     """Somebody has tampered with a row: it is read or refused, the doctor looks at it, and repair keeps the others."""

@@ -26,7 +26,7 @@ from excursion.campaign import Campaign
 from excursion.cli import app
 from excursion.constraint import Constraint
 from excursion.data import Job, Outcome, Proposal
-from excursion.errors import EvaluationError, InvalidOutcome, InvalidSpec, InvalidTable, StoreError
+from excursion.errors import EvaluationError, ExcursionError, InvalidOutcome, InvalidSpec, InvalidTable, StoreError
 from excursion.evaluators.command import Command
 from excursion.known import read
 from excursion.problem import Problem, Task
@@ -790,16 +790,52 @@ def test_an_interrupted_run_says_how_to_go_on_without_the_password(postgres_serv
     assert server.password not in stderr
 
 
-def test_the_database_knows_no_more_than_it_must(tmp_path: Path) -> None:
-    """Rows that somebody has tampered with are refused, not executed."""
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("x", "cos\nsystem\n(S'touch pwned'\ntR." + pickle.dumps(print).hex(), "must hold JSON"),
+        ("x", "[1]", "no object of numbers"),
+        ("x", '{"x": [1]}', "no object of numbers"),
+        ("belief", '{"f": 1}', "no object of objects"),
+        ("outcome", '{"values": [1]}', "must hold JSON"),
+        ("outcome", '{"evil": 1}', "must hold JSON"),
+        ("outcome", "[" * 5000, "must hold JSON"),
+        ("basis", "many", "basis = 'many'"),
+        ("asked", "now", "asked = 'now'"),
+    ],
+)
+def test_a_row_that_somebody_has_tampered_with(column: str, value: str, says: str, tmp_path: Path) -> None:
     store = SqlStore(tmp_path / "s.db")
     campaign = Campaign.create(store, "c", Problem({"x": (0, 1)}, (Task("f"),)))
-    campaign.ask(1)
-    evil = pickle.dumps(print).hex()
+    campaign.ask(2)
+    campaign.tell(0, 1.0)
     with sa.create_engine(f"sqlite:///{tmp_path}/s.db").begin() as c:
-        c.execute(sa.text("UPDATE trial SET x = :x"), {"x": f"cos\nsystem\n(S'touch pwned'\ntR.{evil}"})
-    with pytest.raises(StoreError, match="must hold JSON"):
+        c.execute(sa.text(f"UPDATE trial SET {column} = :value WHERE number = 0"), {"value": value})
+    with pytest.raises(StoreError, match=says):
         _ = Campaign.open(tmp_path / "s.db").trials
+    code, said = excursion("doctor", str(tmp_path / "s.db"))
+    assert code in (0, 1, 2)
+    assert "trial 0: " in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"problem": 3},
+        {"problem": {}},
+        {"problem": {"tasks": [1]}},
+        {"strategy": [1]},
+        {"strategy": {"acquisition": "x"}},
+        {"extra": [1]},
+        {"extra": {"run": "x"}},
+    ],
+)
+def test_a_description_that_somebody_has_tampered_with(change: dict[str, Any]) -> None:
+    store = MemoryStore()
+    campaign = Campaign.create(store, "c", Problem({"x": (0, 1)}, (Task("f"),)))
+    store.create("d", store.spec(campaign.name) | change)
+    with pytest.raises(ExcursionError):
+        Campaign.open(store, "d")
 
 
 def test_the_table_of_the_documentation_is_true() -> None:

@@ -162,7 +162,7 @@ class Task:
         object.__setattr__(self, "thresholds", thresholds)
         for key in ("weight", "scale"):
             value = getattr(self, key)
-            if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+            if not isinstance(value, numbers.Real) or not (math.isfinite(value) and float(value) > 0):
                 raise InvalidProblem(f"task {self.name!r}: the {key} must be positive and finite, got {value!r}")
         if self.transform != "auto" and self.map.positive and min(thresholds, default=1.0) <= 0:
             raise InvalidProblem(

@@ -35,6 +35,7 @@ from excursion.cli import app
 from excursion.data import Job, Outcome, Trial
 from excursion.errors import EvaluationError, ExcursionError, InvalidOutcome, InvalidSpec
 from excursion.evaluators.command import Command
+from excursion.evaluators.reader import Reader
 from excursion.problem import Problem, Task
 from excursion.proposal import Strategy
 from excursion.report.tables import exported
@@ -487,6 +488,57 @@ def test_results_of_programs(campaign: Campaign, folder: Path, seed: int) -> Non
         after = campaign.trials
         require_kept(before, after)
         assert Campaign.open(campaign.store.url, "fuzz").trials == after
+
+
+LIMITS = {
+    "limits": {"obs": 1.2, "exp": [0.5, "1.1", 2.0]},
+    "errors": {"obs": 0.1},
+    "CLs": 0.03,
+    "note": None,
+    "big": "inf",
+}
+
+
+@fuzz(400)
+@given(SEEDS)
+def test_results_read_by_keys(folder: Path, seed: int) -> None:
+    pick = random.Random(seed)
+    yml = pick.random() < 0.4
+    tree = mutated(LIMITS, pick) if pick.random() < 0.8 else LIMITS
+    try:
+        text = yaml.safe_dump(tree, allow_unicode=True) if yml else json.dumps(tree, default=str)
+    except (yaml.YAMLError, ValueError):
+        text = repr(tree)
+    file = folder / ("limits.yaml" if yml else "limits.json")
+    file.write_bytes((garbled(text, pick) if pick.random() < 0.3 else text).encode("utf-8", "replace"))
+    keys = [
+        "limits.obs",
+        "limits.exp.1",
+        "limits.exp.-1",
+        "CLs",
+        "big",
+        "note",
+        "limits",
+        "errors.obs",
+        "no.such",
+        "limits.exp.99",
+    ]
+    with soon():
+        try:
+            reader = Reader(
+                file.name,
+                {"f": pick.choice(keys), "g": pick.choice(keys)},
+                quantity=pick.choice(["value", "mu_95", "CLs"]),
+                valid=pick.choice([{}, {"f": (0, 1)}, {"g": (-math.inf, 2)}]),
+                scale=pick.choice([1.0, -1e3, 1e200, {"f": 1e-200}]),
+                errors=pick.choice([{}, {"f": "errors.obs"}, {"g": "limits.obs"}]),
+                missing=pick.choice([(), ("f",), ("g",)]),
+            )
+            found = reader.read(folder)
+        except (EvaluationError, InvalidSpec) as error:
+            assert len(str(error)) < ROOM
+            return
+        assert set(found.values) | set(found.missing) == {"f", "g"}
 
 
 @fuzz(300)

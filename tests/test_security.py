@@ -405,6 +405,13 @@ def test_bombs_in_tables(name: str, text: str, says: str, tmp_path: Path) -> Non
     assert len(str(caught.value)) < 1000
 
 
+def test_an_error_whose_square_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,f,f_err\n0.5,1,1e308\n")
+    campaign = Campaign.create("memory://", "c", Problem({"x": (0, 1)}, (Task("f"),)))
+    with pytest.raises(InvalidTable, match="a standard error must be at least 0, got '1e308'"):
+        campaign.warm_start(tmp_path / "t.csv")
+
+
 def test_a_table_may_be_large_and_use_aliases() -> None:
     rows = "".join(f"- {{value: {i}, errors: *e}}\n" for i in range(20_000))
     found = yaml_value(f"e: &e [{{symerror: 0.1}}]\nvalues:\n{rows}")
@@ -772,21 +779,27 @@ def test_who_may_only_read_can_look_and_change_nothing(postgres_server: Server) 
     assert [t.state for t in campaign.trials] == ["complete", "queued"]
 
 
-def test_an_interrupted_run_says_how_to_go_on_without_the_password(postgres_server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["resume", "work"])
+def test_an_interrupted_run_says_how_to_go_on_without_the_password(
+    command: str, postgres_server: Server, tmp_path: Path
+) -> None:
     server = postgres_server.new()
     (tmp_path / "program.py").write_text("import time; time.sleep(60)")
     (tmp_path / "scan.yaml").write_text(SCAN.format(url=server.url, python=sys.executable, folder=tmp_path))
     begin(load(tmp_path / "scan.yaml"))
-    words = [sys.executable, "-m", "excursion.cli", "resume", server.url, "scan"]
+    words = [sys.executable, "-m", "excursion.cli", command, server.url, "scan"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     campaign = Campaign.open(server.url)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(t.state == "running" for t in campaign.trials):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
+    if command == "work":  # the first lets the evaluation end
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     bare = server.url.replace(f":{server.password}", "")
-    assert re.search(rf"interrupted: go on with: excursion resume {re.escape(bare)} scan", stderr), stderr
+    assert re.search(rf"interrupted: go on with: excursion {command} {re.escape(bare)} scan", stderr), stderr
     assert server.password not in stderr
 
 

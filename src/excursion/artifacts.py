@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from .errors import InvalidSpec, MissingExtra
 from .evaluators import Evaluator
+from .secrets import masked_data
 
 __all__ = ["Artifacts", "Attempt", "folder_name", "work_directory"]
 
@@ -167,7 +168,7 @@ class Attempt:
                 target = made / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-        text = json.dumps({**about, "left_out": left_out}, indent=1)
+        text = json.dumps(masked_data({**about, "left_out": left_out}), indent=1)
         (made / ABOUT).write_text(text, encoding="utf-8")
         place = self._artifacts._publish(made, self._number)
         if self._artifacts._folder is None:

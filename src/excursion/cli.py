@@ -92,7 +92,7 @@ def _interruptible(command: str) -> Iterator[None]:
         with _reported():
             yield
     except KeyboardInterrupt:
-        _say(_line(f"interrupted: go on with: excursion {command}"), err=True)
+        _say(_line(f"interrupted: go on with: excursion {without_password(command)}"), err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -165,7 +165,7 @@ def resume(
 
     Points that were in flight when a run died are evaluated again; everything that was told is kept.
     """
-    with _interruptible(shlex.join(["resume", without_password(store), *([name] if name else [])])):
+    with _interruptible(shlex.join(["resume", store, *([name] if name else [])])):
         from .report.tables import ended
         from .spec import resume as go_on
 
@@ -330,7 +330,7 @@ def log(
 
         campaign = Campaign.open(store, name)
         events = campaign.store.events(campaign.name, number)
-        typer.echo(log_json(events) if as_json else "\n".join(log_lines(events)))
+        _say(log_json(events) if as_json else "\n".join(log_lines(events)))
 
 
 @app.command()
@@ -544,7 +544,7 @@ def withdraw(
 
         campaign, words = _campaign_and(store, names, _is_numbers)
         done = take_back(campaign, numbers(campaign, words))
-        typer.echo(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} withdrawn")
+        _say(f"{_counted(len(done))} {'is' if len(done) == 1 else 'are'} withdrawn")
 
 
 @app.command()
@@ -722,7 +722,7 @@ def fit_server(
         service = FittingService(fit, host=host, port=port, workers=workers, token=token, timeout=timeout)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: service.stop())
-        typer.echo(f"fitting model {fit.model_digest[:16]} at {service.url}")
+        _say(f"fitting model {fit.model_digest[:16]} at {service.url}")
         service.serve()
 
 
@@ -737,10 +737,10 @@ def fit_cache(
 
         cache = Cache(folder)
         if clear:
-            typer.echo(f"{cache.clear()} entries removed")
+            _say(f"{cache.clear()} entries removed")
             return
         sizes = [path.stat().st_size for path in cache.files()]
-        typer.echo(f"{len(sizes)} entries, {sum(sizes) / 1e6:.3f} MB, in {cache.folder}")
+        _say(f"{len(sizes)} entries, {sum(sizes) / 1e6:.3f} MB, in {cache.folder}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -28,6 +28,8 @@ _EMPTY = ("", "-", "--", "nan", "na", "n/a", "none", "null")
 #: Columns beside that of a task: its standard error (either name), and on which side of the value the truth lies.
 _ERRORS = ("_err", "_sd")
 _BOUND = "_bound"
+#: The square of a larger one is no float.
+_LARGEST_ERROR = 1e150
 
 
 @dataclass(frozen=True)
@@ -269,8 +271,10 @@ def _outcome(table: Table, problem: Problem, found: Mapping[str, str], row: int)
         for suffix in _ERRORS:
             if (beside := found.get(task + suffix)) is not None:
                 error, _ = parse_cell(cell := table.columns[beside][row], where := _place(table, row, beside))
-                if error is not None and not 0 <= error < math.inf:
-                    raise InvalidTable(f"{where}: a standard error must be at least 0, got {cell!r}. Correct it")
+                if error is not None and not 0 <= error < _LARGEST_ERROR:
+                    raise InvalidTable(
+                        f"{where}: a standard error must be at least 0, got {cell!r:.80}. Correct it (below 1e150)"
+                    )
                 if error is not None:
                     variances[task] = error**2
     if all(value is None for value in values.values()):

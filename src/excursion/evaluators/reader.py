@@ -157,7 +157,8 @@ class Reader:
                         f"negative, got {number!r}. Leave its key out if it is unknown"
                     )
                 if number is not None:
-                    variances[task] = number**power * scale**2
+                    # Products, for a power that is too large is an exception; infinity is refused below.
+                    variances[task] = (number if power == 1 else number * number) * scale * scale
         try:
             return Outcome(values=values, variances=variances, bounds=bounds)  # type: ignore[arg-type]
         except InvalidOutcome as error:

@@ -40,6 +40,7 @@ from .owners import new_owner
 from .precision import Precision, parse
 from .proposal import to_design
 from .runner import Report, Watch, accepted, believable, job_of, live_figures
+from .secrets import masked_data
 from .threads import one_thread
 from .viability import viability
 
@@ -485,7 +486,13 @@ def _insist(call: Callable[[], T], stop: _Stop, say: Callable[[str], None], *, a
 def _about(campaign: Campaign, trial: Trial, outcome: Outcome, owner: str) -> dict[str, Any]:
     fields = ("number", "x", "seed", "fidelity", "events", "started")
     values = {name: getattr(trial, name) for name in fields}
-    return {"campaign": campaign.name, **values, "x": dict(trial.x), "owner": owner, "outcome": asdict(outcome)}
+    return {
+        "campaign": campaign.name,
+        **values,
+        "x": dict(trial.x),
+        "owner": owner,
+        "outcome": masked_data(asdict(outcome)),
+    }
 
 
 def _why(outcome: Outcome) -> str:

@@ -524,3 +524,36 @@ def test_settings_about_the_token_are_no_secrets(folder: Path, settings: str) ->
     with pytest.raises(InvalidSpec) as error:
         load(folder / "scan.yaml")
     assert "abcdef123" not in str(error.value)
+
+
+@pytest.mark.parametrize("executor", ["local", "{type: local, threads: true}"])
+def test_an_interrupted_run_ends_at_once_and_goes_on(folder: Path, server: tuple, executor: str) -> None:
+    """Ctrl-C while three workflows wait for hours; they are found again by the next run."""
+    reana, url = server
+    reana.delay = 3600
+    (folder / "scan.yaml").write_text(
+        "parameters: {mass: [100, 800], coupling: [0.1, 1]}\ntasks: {observed: 1.0}\n"
+        f"evaluator:\n  reana: reana.yaml\n  server: {url}\n"
+        "  result: {file: limit.json, keys: {observed: limits.obs}}\n"
+        f"executor: {executor}\nrun: {{budget: 3, batch: 3, workers: 3}}\n"
+    )
+    words = [sys.executable, "-m", "excursion.cli", "run", str(folder / "scan.yaml"), "--no-progress"]
+    driver = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert driver.stderr is not None
+    try:
+        deadline = time.monotonic() + 60
+        while sum(r.status == "queued" for r in reana.runs) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(20) == 130
+        assert "interrupted: go on with" in driver.stderr.read()
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stderr.close()
+    for run_ in reana.runs:
+        reana.hurry(run_)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert "0 failed, 3 finished in all" in done.stdout
+    assert [r.full_name[-2:] for r in reana.runs] == [".1", ".1", ".1"]

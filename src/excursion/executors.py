@@ -9,18 +9,21 @@ happened to this one task.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
+import queue
 import re
 import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -536,7 +539,7 @@ def _starting(name: str) -> Iterator[None]:
 
 @contextmanager
 def _threads(workers: int) -> Iterator[Executor]:
-    pool = ThreadPoolExecutor(workers, "evaluation")
+    pool = _Threads(workers)
     try:
         yield pool
     except BaseException:
@@ -544,6 +547,59 @@ def _threads(workers: int) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+class _Threads(Executor):
+    """Threads that end with their process, though they wait for something that takes days.
+
+    Those of `ThreadPoolExecutor` do not: Python waits for them before it exits.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._max_workers = workers
+        self._tasks: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future:
+        """As any executor."""
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future = Future()
+        self._tasks.put((future, functools.partial(function, *given, **named)))
+        if len(self._threads) < self._max_workers:
+            thread = threading.Thread(target=self._work, name=f"evaluation {len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = function()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del task, future, function  # a waiting thread keeps nothing alive
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As any executor."""
+        self._closed = True
+        while cancel_futures:
+            try:
+                task = self._tasks.get_nowait()
+            except queue.Empty:
+                break
+            if task is not None:
+                task[0].cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import json
 import os
 import pickle
@@ -30,11 +32,12 @@ from excursion.errors import EvaluationError, ExcursionError, InvalidOutcome, In
 from excursion.evaluators.command import Command
 from excursion.known import read
 from excursion.problem import Problem, Task
+from excursion.report.tables import exported
 from excursion.secrets import is_secret, masked, masked_data, secrets_in, without_password
 from excursion.space import ParameterSpace
 from excursion.spec import begin, load, parse
 from excursion.store import MemoryStore, SqlStore, open_store
-from excursion.untrusted import json_value, read_text, yaml_value
+from excursion.untrusted import json_value, printable, read_text, yaml_value
 
 SRC = Path(__file__).parents[1] / "src" / "excursion"
 FILES = sorted(SRC.rglob("*.py"))
@@ -448,6 +451,12 @@ def test_files_without_an_end(tmp_path: Path) -> None:
         read_text("a\0b", InvalidTable)
 
 
+def test_texts_that_terminals_obey() -> None:
+    text = "\x1b[31mred\x1b[0m \x1b]0;title\x07a\rb\r\nc\td\x08\x9b\udcff\0"
+    assert printable(text) == "red a\nb\nc\td" + "\ufffd" * 4
+    assert printable({"\x1b[1mk": [text[:12], 1.5, None]}) == {"k": ["red", 1.5, None]}
+
+
 def test_surrogates_do_not_stop_the_way_out(tmp_path: Path) -> None:
     """Half a character cannot be written as UTF-8; what holds one is kept and shown all the same."""
     campaign = Campaign.create(tmp_path / "s.db", "c", Problem({"x": (0, 1)}, (Task("f"),)))
@@ -463,6 +472,15 @@ def test_surrogates_do_not_stop_the_way_out(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, [words[0], str(tmp_path / "s.db"), *words[1:]])
         assert done.exit_code in (0, 2), words
         assert done.exception is None or isinstance(done.exception, SystemExit), words
+
+
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-2", "@SUM(1)"])
+def test_a_spreadsheet_takes_no_text_of_a_program_for_a_formula(text: str) -> None:
+    campaign = Campaign.create("memory://", "c", Problem({"x": (0, 1)}, (Task("f"),)))
+    campaign.tell(campaign.ask()[0].number, Outcome.failed(text))
+    (row,) = csv.DictReader(io.StringIO(exported(campaign, "trials", "csv")))
+    assert row["error"] == f"'{text}"
+    assert json.loads(exported(campaign, "trials", "json"))["trials"][0]["error"] == text
 
 
 # ------------------------------------------------------------------------------------------------------- secrets
@@ -575,6 +593,12 @@ def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "token": 3,
         "nested": {"api_key": "***", "y": "z"},
     }
+
+
+def test_values_of_the_environment_inside_other_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = 'hun"ter\\22\u00e9'
+    monkeypatch.setenv("MY_SECRET", value)
+    assert masked(f"{json.dumps(value)} {value!r}") == "\"***\" '***'"
 
 
 def test_a_url_to_go_on_with() -> None:

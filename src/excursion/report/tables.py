@@ -70,8 +70,14 @@ def _strict(value: Any) -> Any:
 
 
 def trials_csv(campaign: Campaign) -> str:
-    """All trials, one per line; the columns of `Result.trials`. Missing numbers are empty, infinities "inf"."""
+    """All trials, one per line; the columns of `Result.trials`. Missing numbers are empty, infinities "inf".
+
+    What a program has said gets a quote in front where a spreadsheet would take it for a formula.
+    """
     rows = table(campaign.problem, campaign.trials)
+    for row in rows:
+        if row["error"].startswith(("=", "+", "-", "@", "\t", "\r")):
+            row["error"] = f"'{row['error']}"
     names = dict.fromkeys(campaign.problem.space.names, 0.0)
     columns = list(table(campaign.problem, [Trial(number=0, x=names, basis=0, after=0)])[0])
     return _csv(columns, rows)

@@ -58,6 +58,7 @@ class Reana:
         requests: "METHOD path" of all requests, without query.
         queries: the whole request lines.
         past: seconds by which `created` is put back.
+        redirect: another server, to which everything is redirected.
     """
 
     def __init__(self, root: Path, token: str, token_in: str = "query") -> None:
@@ -68,6 +69,7 @@ class Reana:
         self.requests: list[str] = []
         self.queries: list[str] = []
         self.most_running = 0
+        self.redirect = ""
         self.lock = threading.RLock()
 
     def trouble(self, request: str) -> str | None:
@@ -167,6 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.kind == "page":
             self.kind = None
             return self._send(200, b"<html>please wait</html>", "text/html")
+        if reana.redirect:
+            return self._say(302, {}, {"Location": reana.redirect + self.path})
+        if self.kind == "later":
+            self.kind = None
+            return self._say(429, {"message": "later"}, {"Retry-After": "2"})
         if self.kind is not None and self.kind.isdigit():
             status, self.kind = int(self.kind), None
             return self._say(status, {"message": "not now"}, {"Retry-After": "0"} if status == 429 else {})

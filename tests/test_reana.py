@@ -144,6 +144,47 @@ def test_troubles_on_the_way_are_waited_for(folder: Path, server: tuple, kind: s
     assert len(reana.runs) == 1
 
 
+def test_a_server_in_trouble_is_asked_less_and_less(folder: Path, server: tuple) -> None:
+    reana, url = server
+    reana.troubles = [(".*", "503")] * 1000
+    with pytest.raises(EvaluationError, match="status 503"):
+        made(folder, url, patience=6).evaluate(job())
+    assert 3 <= len(reana.requests) <= 7  # after .25, .5, 1, 2 s, give or take a half
+    reana.requests.clear()
+    reana.troubles = [(".*", "later")]
+    began = time.monotonic()
+    assert made(folder, url).evaluate(job()).values == {"observed": 1.25}
+    assert time.monotonic() - began > 2
+
+
+def test_no_request_too_many(folder: Path, server: tuple) -> None:
+    reana, url = server
+    reana.delay = 0.5
+    evaluator = made(folder, url)
+    evaluator.submit(job())
+    evaluator.submit(job())
+    name = evaluator.name(job())
+    changes = [r for r in reana.requests if r.startswith("P")]
+    path = f"/api/workflows/{name}"
+    assert changes == ["POST /api/workflows", f"POST {path}/workspace", f"POST {path}/start"]
+    assert evaluator.status(job()).status == "queued"
+    assert evaluator.status(job(number=4)) is None
+    with pytest.raises(EvaluationError, match="got no such file"):
+        evaluator.collect(job())
+    evaluator.evaluate(job())
+    assert [r for r in reana.requests if r.startswith("P")] == changes
+    assert evaluator.collect(job()).values == {"observed": 1.25}
+
+
+def test_the_token_does_not_follow_redirects(folder: Path, server: tuple, tmp_path: Path) -> None:
+    reana, url = server
+    with reana_server.serving(tmp_path / "other") as (other, elsewhere):
+        reana.redirect = elsewhere
+        with pytest.raises(InvalidSpec, match=r"must answer itself, got status 302"):
+            made(folder, url).evaluate(job())
+        assert other.requests == []
+
+
 def test_a_server_that_is_down_is_waited_for(folder: Path, tmp_path: Path) -> None:
     with reana_server.serving(tmp_path / "a") as (_, url):
         port = int(url.rsplit(":", 1)[1])

@@ -58,7 +58,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "mt2": ("examples/sleptons.py",),
     "fastjet": ("examples/sleptons.py",),
     "awkward": ("examples/sleptons.py",),
-    "psutil": ("isolation.py", "keeper.py", "owners.py"),
+    "psutil": ("executors.py", "isolation.py", "keeper.py", "owners.py"),
     "threadpoolctl": ("threads.py",),
     "typer": ("cli.py",),
     "rich": ("runner.py", "cli.py"),

@@ -28,6 +28,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import psutil
+
 from .errors import EngineError, EvaluationError, InvalidSpec, MissingExtra
 
 __all__ = ["MPI", "RECIPES", "Dask", "GlobusCompute", "Local", "Parsl", "Recipe", "Workers", "recipe", "settings"]
@@ -122,6 +124,8 @@ class Dask(Recipe):
             # A long evaluation that holds the GIL is silent, and may start processes itself.
             "distributed.scheduler.worker-ttl": None,
             "distributed.worker.daemon": False,
+            # Ctrl-C is for the run, which then ends them.
+            "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
             "distributed.scheduler.worker-saturation": 1.0,
             "distributed.nanny.pre-spawn-environ": {**_THREADS, "MALLOC_TRIM_THRESHOLD_": 65536},
         }
@@ -270,8 +274,11 @@ class Parsl(Recipe):
             with _starting("parsl"):
                 kernel = kernel_type(config)
             stack.callback(_end_parsl, kernel)
+            stack.enter_context(_ended_with(lambda: _local_blocks(kernel)))
             pool = pool_type(dfk=kernel)
-            yield _Engine(pool.submit, _from_parsl, self._slots(config, workers), takes_back=False)
+            engine = _Engine(pool.submit, _from_parsl, self._slots(config, workers), takes_back=False)
+            stack.enter_context(_watched(kernel, engine))
+            yield engine
 
     def _slots(self, config: Any, workers: int | None) -> int:
         if workers:
@@ -669,6 +676,8 @@ class _Engine(Executor):
         takes_back: bool = True,
     ) -> None:
         self._submit, self._translate, self._max_workers, self._takes_back = submit, translate, workers, takes_back
+        self._lock, self._pending = threading.Lock(), set[Future]()
+        self._broken: EngineError | None = None
 
     def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future:
         """As any executor.
@@ -676,23 +685,42 @@ class _Engine(Executor):
         Raises:
             EngineError: the engine takes no more work.
         """
+        if self._broken is not None:
+            raise self._broken
         try:
             inner = self._submit(function, *given, **named)
         except Exception as error:
             raise _stopped(error) from error
         outer: Future = Future()
-        inner.add_done_callback(lambda done: self._pass_on(done, outer))
+        with self._lock:
+            self._pending.add(outer)
         if self._takes_back:
             outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
+        inner.add_done_callback(lambda done: self._pass_on(done, outer))
         return outer
 
+    def fail(self, error: EngineError) -> None:
+        """The engine has stopped without a word: so say all futures, and whoever submits."""
+        self._broken = error
+        for outer in list(self._pending):
+            if self._mine(outer):
+                outer.set_exception(error)
+
+    def _mine(self, outer: Future) -> bool:
+        """Whether this future is still to be told something, by the caller alone."""
+        with self._lock:
+            known = outer in self._pending
+            self._pending.discard(outer)
+        return known and outer.set_running_or_notify_cancel()
+
     def _pass_on(self, inner: Future, outer: Future) -> None:
-        if not outer.set_running_or_notify_cancel():
-            return
-        try:
-            outer.set_result(inner.result())
-        except (Exception, CancelledError) as error:
-            outer.set_exception(self._told(error))
+        if self._mine(outer):
+            try:
+                result = inner.result()
+            except (Exception, CancelledError) as error:
+                outer.set_exception(self._told(error))
+            else:
+                outer.set_result(result)
 
     def _told(self, error: BaseException) -> BaseException:
         if isinstance(error, ModuleNotFoundError) or re.search(r"ModuleNotFoundError\b|No module named", str(error)):
@@ -783,14 +811,59 @@ def _from_parsl(error: BaseException) -> BaseException:
     return error
 
 
+def _interchanges(kernel: Any) -> list[tuple[Any, Any]]:
+    """The executors of a kernel that depend on a process of Parsl on this machine, with this process."""
+    found = [(executor, getattr(executor, "interchange_proc", None)) for executor in kernel.executors.values()]
+    return [(executor, process) for executor, process in found if process is not None]
+
+
+@contextmanager
+def _watched(kernel: Any, engine: _Engine) -> Iterator[None]:
+    """Tell the engine when Parsl's own process has died, which Parsl does not notice."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            for executor, process in _interchanges(kernel):
+                if process.poll() is not None:
+                    engine.fail(
+                        _stopped(RuntimeError(f"the interchange of {executor.label} ended: {process.returncode}"))
+                    )
+                    return
+
+    thread = threading.Thread(target=watch, name="parsl watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _end_parsl(kernel: Any) -> None:
+    for executor, process in _interchanges(kernel):
+        if process.poll() is not None:
+            # Parsl would ask the dead for ever which jobs there are.
+            executor.provider.cancel(list(executor.blocks_to_job_id.values()))
+            executor.scale_in = lambda *given, **named: []
     if not kernel.cleanup_called:
         kernel.cleanup()
 
 
-#: Parsl's interchange, which ends when the run that has started it was killed; the workers follow when they miss it.
+def _local_blocks(kernel: Any) -> list[int]:
+    """Processes of this machine that Parsl has started to evaluate."""
+    found = []
+    for executor, _ in _interchanges(kernel):
+        jobs = getattr(executor.provider, "resources", {}).values()
+        found += [int(job["remote_pid"]) for job in jobs if job.get("remote_pid")]
+    return found
+
+
+#: Parsl's interchange, out of reach of Ctrl-C. It ends when the run that has started it was killed; the workers follow
+#: when they miss it.
 _INTERCHANGE = """
 import os, runpy, sys, threading, time
+os.setpgid(0, 0)
 def watch(parent):
     while os.getppid() == parent:
         time.sleep(1)
@@ -798,6 +871,20 @@ def watch(parent):
 threading.Thread(target=watch, args=(int(sys.argv.pop()),), daemon=True).start()
 runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
 """
+
+
+@contextmanager
+def _ended_with(processes: Callable[[], list[int]]) -> Iterator[None]:
+    """After an error, kill what these processes have started: programs, which would go on by themselves."""
+    try:
+        yield
+    except BaseException:
+        for pid in processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+        raise
 
 
 def _name(function: Callable[..., Any]) -> str:

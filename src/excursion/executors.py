@@ -171,7 +171,7 @@ class Dask(Recipe):
                 )
         else:
             where = {"address": self.address}
-        client = distributed.Client(**where, set_as_default=False, timeout=30)
+        client = distributed.Client(**where, set_as_default=False, timeout=15)
         with contextlib.closing(client):
             yield client
 
@@ -181,7 +181,7 @@ class Dask(Recipe):
             "n_workers": workers or os.cpu_count() or 1,
             "threads_per_worker": 1,
             "memory_limit": 0,
-            "dashboard_address": None,
+            "dashboard_address": "127.0.0.1:0",
             "silence_logs": 50,
             **self.options,
         }
@@ -214,7 +214,7 @@ class Dask(Recipe):
         options: dict[str, Any] = {"cores": cores, "processes": cores, "memory": f"{2 * cores} GB", **self.options}
         prologue = [f"export {name}={value}" for name, value in _THREADS.items()]
         options["job_script_prologue"] = [*prologue, *options.get("job_script_prologue", ())]
-        options.setdefault("scheduler_options", {"dashboard_address": None})
+        options["scheduler_options"] = {"dashboard_address": "127.0.0.1:0", **options.get("scheduler_options", {})}
         return getattr(jobqueue, made)(**options)
 
 
@@ -425,8 +425,8 @@ class MPI(Recipe):
 
     @contextmanager
     def open(self, workers: int | None = None) -> Iterator[Executor]:  # noqa: D102
-        futures = _package("mpi", "mpi4py.futures", "mpi4py")
         with _starting("mpi"):
+            futures = _package("mpi", "mpi4py.futures", "mpi4py")
             executor = futures.MPIPoolExecutor(workers, main=False, env=_THREADS)
             executor.bootup(wait=True)
         try:
@@ -536,8 +536,7 @@ def _starting(name: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise EngineError(
-            f"executor {name}: the engine must start, got {type(error).__name__}: {error}. "
-            "Nothing is lost: correct it and run again"
+            f"executor {name}: the engine must start, got {_short(error)}. Nothing is lost: correct it and run again"
         ) from error
 
 
@@ -732,7 +731,13 @@ class _Engine(Executor):
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[-400:]}"
+    """The error and its causes, from the last to the first."""
+    told, steps = [], 0
+    step: BaseException | None = error
+    while step is not None and steps < 4:
+        told.append(f"{type(step).__name__}: {' '.join(str(step).split())[-400:].rstrip('.')}")
+        step, steps = step.__cause__, steps + 1
+    return " because of ".join(told)
 
 
 def _stopped(error: BaseException) -> EngineError:

@@ -174,7 +174,7 @@ def test_the_progress_line_forecasts(capsys):
     campaign = Campaign.create("memory://", "c", Problem({"x": (0, 1), "y": (0, 1)}, Task(thresholds=0.6)), QUICK)
     from excursion import runner
 
-    watch = runner._Watch(campaign, campaign.goals("0.01 % ambiguous"))
+    watch = runner.Watch(campaign, campaign.goals("0.01 % ambiguous"))
     run(campaign, Function(wave), budget=8, workers=1, progress=False)
     for budget in range(9, 13):
         run(campaign, Function(wave), budget=budget, workers=1, progress=False)

@@ -95,6 +95,7 @@ def test_version_3_is_brought_to_this_one(postgres_server):
         table, _, name = column.partition(".")
         made.sql(f"ALTER TABLE {table} DROP COLUMN {name}")
     made.sql("DROP TABLE hold")
+    made.sql("DROP INDEX event_trial")
     made.sql("UPDATE excursion SET schema_version = 3")
     threads = [threading.Thread(target=SqlStore, args=(made.url,)) for _ in range(4)]
     for thread in threads:

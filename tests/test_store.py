@@ -232,6 +232,7 @@ def test_a_store_of_the_version_before_is_brought_to_this_one(tmp_path, create):
     assert store.finish("a", 1, Outcome.of({"f": 1.0, "g": None})).told == 1
     assert SqlStore(path).trials("a")[2] == new
     assert SqlStore(path).trials("a")[1].outcome.missing == ("g",)
+    assert [(f.kind, f.trials) for f in store.check("a")] == [("log", (1,)), ("log", (0,))], "as that excursion left it"
     # Whoever opened it with the older excursion may go on.
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(

@@ -138,7 +138,7 @@ def test_leases_that_ended_are_queued_again(store):
 
 
 def test_lost_indices_are_made_again(store):
-    damage(store, "DROP INDEX trial_state", "DROP INDEX ix_event_campaign")
+    damage(store, "DROP INDEX trial_state", "DROP INDEX event_trial")
     assert repaired(store) == [("index", ()), ("index", ())]
     names = {i["name"] for i in sa.inspect(store._engine).get_indexes("trial")}
     assert "trial_state" in names

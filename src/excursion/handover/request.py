@@ -83,7 +83,7 @@ def key(campaign: str) -> str:
     """A campaign's name for ids and files: itself if it is plain, otherwise what is plain of it and a hash.
 
     >>> key("slepton scan"), key("../µ = 1")
-    ('slepton scan', '1-b7e8ea5c')
+    ('slepton scan', '1-da17a7f5')
     """
     if re.fullmatch(r"[A-Za-z0-9](?:[ ._-]?[A-Za-z0-9]+)*", campaign) and len(campaign) <= _KEY:
         return campaign

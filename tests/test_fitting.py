@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import re
@@ -577,3 +578,36 @@ def test_docs(tmp_path: Path) -> None:
     assert signal_of(json.loads(example)).errors == {"SR0J": [0.1, 0.1], "SR1J": [0.05]}
     rows = re.findall(r"^\| (`.*?`) \| ", text.split("## A server")[0], re.MULTILINE)
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == set(_Fit.model_fields)
+
+
+def test_a_gateway_in_trouble_is_no_answer() -> None:
+    fit = LocalFit(ONE_BIN)
+    right = json.dumps(fitting.as_json(fit.fit(Signal([3.0])))).encode()
+    answers = [
+        (500, b'{"message": "upstream"}'),
+        (200, b"<html>"),
+        (200, b'{"values": {"observed": "1"}}'),
+        (200, right),
+    ]
+
+    class Gateway(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Gateway) as gateway:
+        thread = threading.Thread(target=gateway.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            assert same(RemoteFit(f"http://127.0.0.1:{gateway.server_port}").fit(Signal([3.0])), fit.fit(Signal([3.0])))
+        finally:
+            gateway.shutdown()
+            thread.join()
+    assert not answers

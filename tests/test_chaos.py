@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -51,6 +50,13 @@ class Workers:
     def stop(self):
         for process in self.running:
             process.terminate()
+        for process in self.running:
+            process.wait(60)
+
+    def end(self):
+        """Whatever has happened, leave nothing."""
+        for process in self.family():
+            process.kill()
         for process in self.running:
             process.wait(60)
 
@@ -177,8 +183,7 @@ def test_workers_on_postgresql_survive_anything(tmp_path, small_disk, request):
             storm(campaign, workers, happenings)
             check(campaign, workers)
         finally:
-            for process in workers.family():
-                process.send_signal(signal.SIGKILL)
+            workers.end()
         if small_disk:
             notes = [t.outcome.info for t in campaign.trials if t.state == "complete"]
             full = [n for n, info in enumerate(notes) if "No space left" in info.get("artifacts_error", "")]
@@ -198,5 +203,4 @@ def test_workers_on_sqlite_survive_anything(tmp_path):
         storm(campaign, workers, {})
         check(campaign, workers)
     finally:
-        for process in workers.family():
-            process.send_signal(signal.SIGKILL)
+        workers.end()

@@ -397,10 +397,9 @@ def test_workers_share_a_campaign_and_one_asks_at_a_time(tmp_path):
 def test_a_coordinator_asks_and_workers_evaluate(tmp_path):
     by_run, c = campaign(tmp_path / "a.db", budget=None), campaign(tmp_path / "b.db", budget=None)
     run(by_run, Function(smooth), budget=12, batch=3, workers=3, progress=False)
+    slow = Function(lambda p: time.sleep(0.3) or smooth(p))
     threads = [
-        threading.Thread(
-            target=lambda: work(Campaign.open(str(tmp_path / "b.db")), Function(smooth), ask=False, idle=2.5)
-        )
+        threading.Thread(target=lambda: work(Campaign.open(str(tmp_path / "b.db")), slow, ask=False, idle=2.5))
         for _ in range(2)
     ]
     for t in threads:

@@ -282,11 +282,9 @@ def serve(fd: int) -> None:
     Args:
         fd: the socket on which the evaluator (cloudpickle) and then the jobs (JSON) come and the outcomes go.
     """
-    import ctypes
     import faulthandler
 
     faulthandler.enable()
-    flush = ctypes.CDLL(None).fflush
     jobs = Connection(fd)
     evaluator: Evaluator | None = None
     while True:
@@ -308,7 +306,6 @@ def serve(fd: int) -> None:
             reply = {"refused": [type(error).__name__, str(error)]}
         sys.stdout.flush()
         sys.stderr.flush()
-        flush(None)
         jobs.send_bytes(json.dumps(reply).encode())
 
 
@@ -328,6 +325,7 @@ def _start() -> _Process:
     with theirs, end:
         try:
             keeper = subprocess.Popen(
+                # -u: nothing is lost in buffers, also those of C, when the process dies.
                 [sys.executable, "-u", "-P", script, json.dumps(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,

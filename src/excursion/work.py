@@ -327,7 +327,8 @@ def supervise(command: Sequence[str], jobs: int, say: Callable[[str], None] = la
                     running.remove(entry)
                     code, lived = entry[0].returncode, time.monotonic() - entry[1]
                     if code in (0, 2, 130) or signals:
-                        worst = max(worst, code if code >= 0 else 128 - code)
+                        # One that was still starting when it was stopped says 130.
+                        worst = max(worst, 0 if signals and code == 130 else code if code >= 0 else 128 - code)
                         continue
                     say(f"a worker died ({_ending(code)}) and is started again")
                     later.append(time.monotonic() + (0.0 if lived > _LIVED else _PAUSE))

@@ -260,3 +260,15 @@ def test_the_doctor_repairs_when_told(campaign):
     assert [t.state for t in campaign.trials] == ["queued"] * 3
     assert examine(campaign) == []
     assert runner.invoke(app, ["doctor", path]).stdout == "nothing is odd\n"
+
+
+def test_rows_of_another_problem_are_said(campaign):
+    campaign.add([{"x": 0.25}, {"x": 0.75}])
+    campaign.tell(0, 1.0)
+    damage(campaign.store, "UPDATE trial SET x = '{\"y\": 1.0}' WHERE number = 1")
+    (found,) = examine(campaign)
+    assert (found.kind, found.trials) == ("row", (1,))
+    damage(campaign.store, "UPDATE trial SET x = '{\"x\": 0.75}' WHERE number = 1")
+    damage(campaign.store, "UPDATE trial SET outcome = replace(outcome, '\"f\"', '\"g\"') WHERE number = 0")
+    (found,) = examine(Campaign.open(campaign.store.url))
+    assert (found.kind, found.trials) == ("row", (0,))

@@ -75,6 +75,8 @@ def examine(campaign: Campaign, now: float | None = None, *, repair: bool = Fals
         found.append(Finding(fault.kind, fault.text + done, fault.trials, repaired=repair and bool(fault.repair)))
     if any(f.kind in ("row", "campaign") and not f.repaired for f in found):
         return found  # the history cannot be read
+    if strangers := _strangers(campaign.problem, campaign.trials):
+        return [*found, strangers]  # nor understood
     for owner in sorted({t.owner for t in campaign.trials if t.state == "running" and t.owner}):
         if is_dead(owner):
             lost = tuple(t.number for t in campaign.trials if t.state == "running" and t.owner == owner)
@@ -84,6 +86,20 @@ def examine(campaign: Campaign, now: float | None = None, *, repair: bool = Fals
             text += "repaired: they are queued again" if repair else "a run, or doctor --repair, would queue them again"
             found.append(Finding("dead", text, lost, repaired=repair))
     return found + diagnose(campaign.problem, campaign.trials, now)
+
+
+def _strangers(problem: Problem, trials: Sequence[Trial]) -> Finding | None:
+    """Rows that are those of another problem: somebody else has written them."""
+    names, tasks = set(problem.space.names), set(problem.task_names)
+    odd = tuple(
+        t.number
+        for t in trials
+        if set(t.x) != names or (t.outcome is not None and not {*t.outcome.values, *t.outcome.missing} <= tasks)
+    )
+    if not odd:
+        return None
+    text = f"trials {_listed(odd)} have other parameters or tasks than the campaign. Restore a backup"
+    return Finding("row", text, odd)
 
 
 def diagnose(problem: Problem, trials: Sequence[Trial], now: float | None = None) -> list[Finding]:

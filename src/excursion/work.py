@@ -189,7 +189,11 @@ def work(
                     pause = min(1.5 * pause, max(1.0, (since - idle_since) / 20), _LATE)
                 continue
             pause = _SOON
-            if time.time() - (trial.asked or 0.0) > lease and give_up(campaign, trial.number):
+            if time.time() - (trial.asked or 0.0) > lease and _insist(
+                lambda t=trial: give_up(campaign, t.number),  # type: ignore[misc]
+                stop,
+                say,
+            ):
                 say(f"trial {trial.number}: given up")
                 continue
             attempt = place.attempt(trial.number) if place is not None else None
@@ -211,7 +215,9 @@ def work(
                     store.release(name, number=trial.number, owner=owner)
                 continue
             seconds = time.monotonic() - since
-            outcome = accepted(campaign, trial, outcome)
+            # The store may be out of reach just now: the value is kept until it is back.
+            found = outcome
+            outcome = _insist(lambda f=found, t=trial: accepted(campaign, t, f), stop, say, anyhow=True)  # type: ignore[misc]
             if attempt is not None:
                 files = work_directory(evaluator, outcome.info, trial.number, started)
                 kept, trouble = attempt.keep(_about(campaign, trial, outcome, owner), files)

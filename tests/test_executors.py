@@ -118,7 +118,7 @@ def test_failures_keep_their_reasons(engine: tuple[str, Executor]) -> None:
     assert "must return a number, a dict of numbers or an Outcome, got str: 'text'" in reasons[3]
 
 
-def test_a_dying_worker_costs_its_own_trial_only(engine: tuple[str, Executor]) -> None:
+def test_a_dying_worker_costs_its_own_trial_only(engine: tuple[str, Executor], tmp_path: Path) -> None:
     kind, executor = engine
     if kind not in OWN_PROCESSES:
         pytest.skip("evaluations share a process with the run")
@@ -126,6 +126,7 @@ def test_a_dying_worker_costs_its_own_trial_only(engine: tuple[str, Executor]) -
 
     def die(p: dict[str, float]) -> float:
         if 0.4 < p["x"] < 0.6:
+            (tmp_path / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
         return p["x"]
 
@@ -133,6 +134,7 @@ def test_a_dying_worker_costs_its_own_trial_only(engine: tuple[str, Executor]) -
     assert report.failed == 1
     assert [t.state for t in c.trials] == ["complete"] * 3 + ["failed"] + ["complete"] * 3
     assert "the worker process died 2 times during this evaluation" in c.trials[3].outcome.error
+    assert len(list(tmp_path.iterdir())) == 2
     assert all(t.outcome.values == {"f": t.x["x"]} for t in c.trials if t.number != 3)
 
 
@@ -356,7 +358,7 @@ def test_parsl_configurations_are_named_from_the_folder_of_the_file(tmp_path: Pa
 # --------------------------------------------------------------------------------------- what breaks, and how
 
 SCRIPT = """
-import os, signal, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 from excursion import Campaign, Function, run
 import psutil
 
@@ -365,11 +367,14 @@ kind, how, url, marks = sys.argv[1:]
 def f(p):
     if p["x"] > 0.5:
         open(os.path.join(marks, str(os.getpid())), "w").close()
+        if how != "kill":  # a program in a session of its own, as Command starts them
+            program = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            open(os.path.join(marks, str(program.pid)), "w").close()
         time.sleep(600)
     return p["x"]
 
 def strike():
-    while len(os.listdir(marks)) < 2:
+    while len(os.listdir(marks)) < (2 if how == "kill" else 4):
         time.sleep(0.05)
     if how == "engine":
         for child in psutil.Process().children():
@@ -425,7 +430,7 @@ def test_ctrl_c_queues_what_was_in_flight_and_ends_the_workers(kind: str, tmp_pa
     said, states, workers = struck(kind, "int", tmp_path)
     assert "ended by KeyboardInterrupt" in said
     assert states == ["complete", "complete", "queued", "queued"]
-    assert len(workers) == 2
+    assert len(workers) == 4
     assert end_within(workers, 5)
 
 
@@ -707,6 +712,27 @@ def test_globus_compute_with_a_stand_in_for_the_service(monkeypatch: pytest.Monk
     assert c.trials[4].outcome.values == {"f": 0.9}
 
 
+def test_a_run_with_workers_asks_and_waits(tmp_path: Path) -> None:
+    (tmp_path / "physics.py").write_text("def limit(point):\n    return point['x'] + point['y'] - 1.6\n")
+    (tmp_path / "scan.yaml").write_text(SCAN + "executor: workers\n")
+    spec = load(tmp_path / "scan.yaml")
+    begin(spec).store.close()
+    elsewhere = subprocess.Popen(
+        [sys.executable, "-m", "excursion.cli", "work", spec.store, "--no-ask"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with elsewhere:
+        report = resume(spec.store, progress=False)
+        elsewhere.terminate()
+    assert (report.reason, report.evaluations, report.failed) == ("budget", 6, 0)
+    with open_store(spec.store) as store:
+        trials = Campaign.open(store, "scan").trials
+        owners = {e.pid for e in store.events("scan") if e.kind == "tell"}
+    assert [t.outcome.values["f"] for t in trials] == [t.x["x"] + t.x["y"] - 1.6 for t in trials]
+    assert os.getpid() not in owners
+
+
 # ------------------------------------------------------------------------------------------ a real search
 
 
@@ -729,12 +755,19 @@ def test_the_slepton_search_is_the_same_on_every_engine(tmp_path: Path) -> None:
         )
     )
     found = {}
-    for kind in ("local", "dask", "parsl"):
+    for kind in ("local", "dask", "parsl", "workers"):
         spec = replace(load(tmp_path / "scan.yaml"), store=str(tmp_path / f"{kind}.db"))
         c = begin(spec)
-        report = go_on(c, spec.evaluator, spec.run, executor=kind, progress=False)
+        elsewhere = [sys.executable, "-m", "excursion.cli", "work", spec.store, "--no-ask", "--jobs", "2"]
+        with contextlib.ExitStack() as stack:
+            if kind == "workers":
+                log = stack.enter_context((tmp_path / "log").open("w"))
+                process = stack.enter_context(subprocess.Popen(elsewhere, stdout=log, stderr=log))
+                stack.callback(process.terminate)
+            report = go_on(c, spec.evaluator, spec.run, executor=kind, progress=False)
         assert (report.evaluations, report.failed) == (6, 0)
         found[kind] = [(t.x, t.seed, dict(t.outcome.values)) for t in c.trials]
         c.store.close()
     assert found["dask"] == found["local"]
     assert found["parsl"] == found["local"]
+    assert found["workers"] == found["local"]

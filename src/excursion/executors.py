@@ -188,6 +188,7 @@ class Dask(Recipe):
         with (
             distributed.LocalCluster(**options) as cluster,
             distributed.Client(cluster, set_as_default=False) as client,
+            _ended_with(lambda: [nanny.pid for nanny in cluster.workers.values() if getattr(nanny, "pid", None)]),
         ):
             yield client
 

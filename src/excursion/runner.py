@@ -118,6 +118,7 @@ def run(
         pool = _Pool(evaluator, executor, workers, batch, stack)
         workers = pool.workers
         display = stack.enter_context(live_figures(campaign, budget, watch) if progress else contextlib.nullcontext())
+        stack.enter_context(store.in_use())
         # Where this machine is lost, others take up what it was evaluating.
         stack.enter_context(Heartbeat(campaign, owner, LEASE))
         running: dict[Future, Trial] = {}

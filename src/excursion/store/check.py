@@ -138,10 +138,8 @@ def _places(c: sa.Connection, name: str, repair: bool) -> list[Fault]:
     rows = c.execute(sa.select(t.number, t.told).where(*done).order_by(t.told)).all()
     moved = [(row.number, place) for place, row in enumerate(rows) if row.told != place]
     if moved and repair:
-        # Out of the way first: no two trials may have one place in between.
-        c.execute(TRIAL.update().where(*done).values(told=-1 - t.told))
-        for place, row in enumerate(rows):
-            c.execute(TRIAL.update().where(t.campaign == name, t.number == row.number).values(told=place))
+        for number, place in moved:  # in their order: each moves to a place that is free by now
+            c.execute(TRIAL.update().where(t.campaign == name, t.number == number).values(told=place))
     numbers = tuple(number for number, _ in moved)
     text = f"the order of completion has gaps before {len(moved)} trials"
     return [Fault("order", text, numbers, "they move up; their order stays")] if moved else []

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..campaign import Campaign, Status
 from ..contours import Contour
-from ..data import FINISHED, Trial
+from ..data import Trial
 from ..errors import InvalidPoint, InvalidProblem, StoreError
 from ..forecast import Forecast
 from ..precision import Precision
@@ -235,7 +235,7 @@ def standing(campaign: Campaign, goal: Any = None, belief: bool | None = None) -
         "campaign": campaign.name,
         "counts": dict(sorted(status.counts.items())),
         "requests": dict(sorted(status.requests.items())),
-        "finished": sum(t.state in FINISHED for t in trials),
+        "finished": status.finished,  # as all of this, of one moment: a run may go on meanwhile
         "spent": status.spent,
         "fidelities": dict(status.fidelities),
         "budget": (campaign.extra.get("run") or {}).get("budget"),

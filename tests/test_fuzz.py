@@ -748,7 +748,7 @@ def arguments(pick: random.Random) -> list[str]:
     return [word for word in words if word not in ("/dev/zero", "/")]
 
 
-@fuzz(150)
+@fuzz(75)
 @given(SEEDS)
 def test_arguments(desk: Path, seed: int) -> None:
     pick = random.Random(seed)
